@@ -1,0 +1,1 @@
+"""Who acts: agents, and the rollouts of many episodes at once."""

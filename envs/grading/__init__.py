@@ -1,0 +1,1 @@
+"""Pure verifiers: an answer in, a verdict out."""

@@ -1,0 +1,1 @@
+"""How the student learns from its peers: Multi-Rollout On-Policy Distillation."""

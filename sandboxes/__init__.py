@@ -1,0 +1,1 @@
+"""Where untrusted code runs; knows nothing of tasks or models."""
