@@ -1,0 +1,212 @@
+"""The one configuration tree: frozen, unknown keys refused, impossible combinations refused."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, and a key that it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EnvSection(Section):
+    """Which environment, how hard, from which data."""
+
+    name: str = Field("code", description="environment; `--env` sets it")
+    level: int | None = Field(None, ge=1, description="difficulty of procedural tasks")
+    data: str | None = Field(None, description="JSONL of training tasks instead of procedural ones")
+    eval_data: str | None = Field(None, description="JSONL of held-out tasks; needed with data")
+    max_turns: int = Field(8, ge=1)
+    max_tool_calls: int = Field(16, ge=1)
+    max_observation_chars: int = Field(2000, ge=50)
+    max_episode_s: float = Field(120.0, gt=0)
+
+    @model_validator(mode="after")
+    def _both_files(self) -> "EnvSection":
+        if (self.data is None) != (self.eval_data is None):
+            raise ValueError("env.data and env.eval_data go together: set both or neither")
+        if self.data is not None and self.level is not None:
+            raise ValueError("env.level grades procedural tasks and does nothing with env.data")
+        return self
+
+
+class SandboxSection(Section):
+    """Where the code of a model runs."""
+
+    backend: Literal["local"] = "local"
+    wall_s: float = Field(5.0, gt=0, description="one execution")
+    memory_mb: int = Field(512, ge=64)
+
+
+class ModelSection(Section):
+    """The student's base model."""
+
+    name: str = Field("pocket", description="`pocket`, a folder, or a name on the model hub")
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    gradient_checkpointing: bool = False
+
+
+class LoraSection(Section):
+    """The student's adapter."""
+
+    r: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    target_modules: str | tuple[str, ...] = "all-linear"
+
+
+class RolloutSection(Section):
+    """How trajectories are sampled."""
+
+    tasks_per_step: int = Field(8, ge=1)
+    group_size: int = Field(8, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    max_new_tokens: int = Field(256, ge=1, description="sampled tokens of one episode")
+    max_context: int = Field(1024, ge=32, description="tokens of a whole transcript")
+    max_concurrent: int = Field(64, ge=1, description="episodes in one decoding batch")
+    tool_workers: int = Field(4, ge=1, description="threads that run tools and judges")
+
+
+class PeersSection(Section):
+    """Which peers of a rollout the teacher sees (the published switches)."""
+
+    successes: int | Literal["all"] = Field(2)
+    failures: int | Literal["all"] = Field(1)
+    failure_shown: Literal["always", "without_success"] = "always"
+    feedback_shown: Literal["never", "always", "without_success"] = "without_success"
+    without_evidence: Literal["skip", "anchor"] = "anchor"
+    cut_off_failures: bool = Field(
+        False, description="show failed peers that a limit cut off in the middle"
+    )
+    success_threshold: float = Field(1.0, description="a reward from here on is a success")
+
+    @model_validator(mode="after")
+    def _some_slot(self) -> "PeersSection":
+        for name in ("successes", "failures"):
+            value = getattr(self, name)
+            if value != "all" and value < 0:
+                raise ValueError(f"peers.{name} is {value}; expected 0, 1, 2, ... or 'all'")
+        return self
+
+
+class PromptSection(Section):
+    """The wording of the teacher's prompt, and its budget."""
+
+    max_tokens: int = Field(10240, ge=64, description="the teacher's prompt, without the response")
+    max_peer_tokens: int = Field(4096, ge=16, description="one peer's transcript")
+    keep_thinking: bool = False
+    first_success: str = "A correct solution:\n{peer}"
+    other_success: str = "Another successful solution:\n{peer}"
+    failure: str = "A known failed solution, whose mistake must be avoided:\n{peer}"
+    feedback: str = "Feedback from your unsuccessful earlier attempt:\n{feedback}"
+    closing: str = "Now solve the original question correctly."
+
+
+class TeacherSection(Section):
+    """Who judges the tokens."""
+
+    kind: Literal["ema", "base", "live"] = "ema"
+    ema_rate: float = Field(0.05, gt=0, le=1, description="share of the student taken each step")
+
+
+class LossSection(Section):
+    """The divergence between student and teacher."""
+
+    divergence: Literal["jsd", "forward_kl", "reverse_kl"] = "jsd"
+    alpha: float = Field(0.5, gt=0, lt=1, description="of the generalised JSD")
+    top_k: int | None = Field(100, ge=1, description="student's top k; none: whole vocabulary")
+    tail: bool = True
+    importance_clip: float | None = Field(2.0, gt=0)
+
+    @model_validator(mode="after")
+    def _alpha_is_used(self) -> "LossSection":
+        if self.divergence != "jsd" and "alpha" in self.model_fields_set and self.alpha != 0.5:
+            raise ValueError(
+                f"loss.alpha={self.alpha} has no effect with loss.divergence={self.divergence}; "
+                "use divergence=jsd or leave alpha out"
+            )
+        return self
+
+
+class GrpoSection(Section):
+    """Settings of `--algo grpo` only."""
+
+    clip: float = Field(0.2, gt=0, description="PPO clip range of the ratio")
+    scale_by_std: bool = True
+
+
+class OptimSection(Section):
+    """The optimizer step."""
+
+    lr: float = Field(3e-3, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    max_grad_norm: float = Field(1.0, gt=0)
+    micro_batch: int = Field(16, ge=1, description="rollouts in one forward and backward")
+
+
+class EvalSection(Section):
+    """The held-out evaluation before and after training."""
+
+    tasks: int = Field(64, ge=2)
+    samples: int = Field(4, ge=1)
+    every: int | None = Field(None, ge=1, description="also every so many steps")
+
+
+class CheckpointSection(Section):
+    """What `--resume` starts from."""
+
+    every: int = Field(5, ge=1)
+    keep: int = Field(2, ge=1)
+
+
+class Config(Section):
+    """Everything that a run is made of; `config.toml` of a run's folder is this tree."""
+
+    algo: Literal["mopd", "grpo"] = "mopd"
+    steps: int = Field(30, ge=1)
+    seed: int = Field(0, ge=0)
+    env: EnvSection = EnvSection()
+    sandbox: SandboxSection = SandboxSection()
+    model: ModelSection = ModelSection()
+    lora: LoraSection = LoraSection()
+    rollout: RolloutSection = RolloutSection()
+    peers: PeersSection = PeersSection()
+    prompt: PromptSection = PromptSection()
+    teacher: TeacherSection = TeacherSection()
+    loss: LossSection = LossSection()
+    grpo: GrpoSection = GrpoSection()
+    optim: OptimSection = OptimSection()
+    eval: EvalSection = EvalSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        if self.rollout.max_new_tokens >= self.rollout.max_context:
+            raise ValueError(
+                f"rollout.max_new_tokens={self.rollout.max_new_tokens} leaves no room for the "
+                f"prompt in rollout.max_context={self.rollout.max_context}"
+            )
+        if self.algo == "grpo" and self.rollout.group_size < 2:
+            raise ValueError("grpo compares rollouts of one task: rollout.group_size must be >= 2")
+        if self.algo == "mopd":
+            peers = self.peers
+            if self.rollout.group_size < 2 and peers.feedback_shown == "never":
+                raise ValueError("mopd needs peers: rollout.group_size must be >= 2")
+            if (
+                peers.successes == 0
+                and peers.failures == 0
+                and peers.feedback_shown == "never"
+                and peers.without_evidence == "skip"
+            ):
+                raise ValueError(
+                    "no evidence is ever shown (peers.successes=0, peers.failures=0, "
+                    "peers.feedback_shown=never), so no rollout would take part in the loss"
+                )
+        return self
+
+    def as_dict(self) -> dict[str, Any]:
+        """The tree as plain JSON types."""
+        return self.model_dump(mode="json")
