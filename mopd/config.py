@@ -46,6 +46,7 @@ class ModelSection(Section):
     name: str = Field("pocket", description="`pocket`, a folder, or a name on the model hub")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    chat_template: str | None = Field(None, description="a jinja file instead of the model's own")
     gradient_checkpointing: bool = False
 
 

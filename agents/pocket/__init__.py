@@ -1,0 +1,5 @@
+"""The embedded student: a tiny model with its tokenizer, chat template and recipe."""
+
+from pathlib import Path
+
+PATH = Path(__file__).parent

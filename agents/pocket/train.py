@@ -1,0 +1,287 @@
+"""`python -m agents.pocket.train`: the recipe that made the pocket student, from nothing.
+
+Nothing here knows a task's answer. Transcripts come from the noisy demonstrators, and so do the
+peers in a prompt: in half of the prompts with a successful peer even the "success" is a random
+reading, so what can be learnt is to follow successful peers and to avoid failed ones, not the
+answers. Only train families are seen. Equal seeds give equal weights on one machine.
+"""
+
+import argparse
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn import functional
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from agents.chat import Chat
+from agents.pocket import PATH
+from agents.pocket.demonstrators import DEMONSTRATORS, Demonstrator, Reading
+from agents.types import Trajectory
+from envs.types import Message, StopReason, Task, Verdict
+from mopd.config import PromptSection
+from mopd.peers import PeerContext
+from mopd.prompts import teacher_prompt_ids
+
+CONTROL = ("<|pad|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>")
+VOCABULARY = 1024
+# What a prompt shows (S: a successful peer, F: a failed one, b: feedback), and how often.
+CONTEXTS = {"": 0.22, "S": 0.11, "SS": 0.08, "SF": 0.10, "SSF": 0.21, "F": 0.12, "FF": 0.06,
+            "Fb": 0.06, "b": 0.04}  # fmt: skip
+MAX_TOKENS = 1100
+BATCH_TOKENS = 3072
+OWN, PROMPT = 1.0, 0.3  # loss weights: the agent's tokens, the task and its evidence
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Token ids, and the weight of each token in the loss."""
+
+    ids: list[int]
+    weights: list[float]
+
+
+def main() -> None:
+    """Parse, train, save."""
+    parser = argparse.ArgumentParser(prog="python -m agents.pocket.train", description=__doc__)
+    parser.add_argument("--out", type=Path, default=PATH, help="folder (default: the package's)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=2600, help="batches of 3,072 tokens")
+    parser.add_argument("--eager", action="store_true", help="eager attention instead of sdpa")
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # a model this small is slower on two
+    torch.manual_seed(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    demonstrators = [make() for make in DEMONSTRATORS]
+    tokenizer = build_tokenizer(random.Random(args.seed), demonstrators)
+    chats = {d: Chat(tokenizer, d.envs[1].schemas()) for d in demonstrators}
+    for chat in chats.values():
+        chat.check()
+    model = build_model(len(tokenizer))
+    if args.eager:
+        model.set_attn_implementation("eager")
+    print(f"{model.num_parameters():,} parameters, vocabulary {len(tokenizer)}", flush=True)
+    train(model, chats, random.Random(args.seed + 1), args.steps)
+    tokenizer.save_pretrained(args.out)
+    model.to(torch.bfloat16).save_pretrained(args.out)
+
+
+def build_tokenizer(
+    rng: random.Random, demonstrators: Sequence[Demonstrator], texts: int = 6000
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE on the recipe's own texts; numbers fall into pieces of one or two digits.
+
+    (Single digits did not learn to copy.) `\\n` inside JSON is a piece of its own, so that code
+    is cut alike inside a call and outside.
+    """
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(r"\\n|\d{1,2}"), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+    ])  # fmt: skip
+    raw.decoder = decoders.ByteLevel()
+    prompts = PromptSection()
+    wording = [prompts.first_success, prompts.other_success, prompts.failure, prompts.feedback]
+    corpus: list[str] = [*wording, prompts.closing] * (texts // 10)
+    for _ in range(texts):
+        demonstrator = rng.choice(demonstrators)
+        task = demonstrator.draw(rng)
+        reading = demonstrator.read(rng, task)
+        corpus.append(task.prompt)
+        corpus.append(demonstrator.feedback(task, reading))
+        for message in demonstrator.act(rng, task, reading):
+            corpus += [message.content, *(c.arguments for c in message.tool_calls)]
+            corpus += ['{"name": "' + c.name + '", "arguments": ' for c in message.tool_calls]
+            corpus += [f"call {c.name}\nresult: " for c in message.tool_calls]
+    for demonstrator in demonstrators:
+        env = demonstrator.envs[1]
+        head = "system\nTools:\n" + "".join(map(str, env.schemas())).replace("'", '"')
+        corpus += [f"{head}{env.system_prompt}\nassistant\nuser\ntool\n"] * (texts // 10)
+    raw.train_from_iterator(
+        corpus,
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY,
+            special_tokens=list(CONTROL),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token="<|pad|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=list(CONTROL[1:]),
+        chat_template=(PATH / "chat_template.jinja").read_text(),
+        clean_up_tokenization_spaces=False,
+        model_max_length=2048,
+    )
+
+
+def build_model(vocabulary: int) -> Qwen3ForCausalLM:
+    """Qwen3's architecture, tiny."""
+    config = Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=2048,
+        rope_theta=10000.0,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def make_example(
+    rng: random.Random, demonstrator: Demonstrator, chat: Chat, kind: str
+) -> Example | None:
+    """One episode with the evidence that `kind` names; None where it is too long."""
+    task = demonstrator.draw(rng)
+    target, shown = _readings(rng, demonstrator, task, kind)
+    context = PeerContext(
+        successes=tuple(_peer(task, demonstrator.act(rng, task, target)) for _ in range(kind.count("S"))),
+        failures=tuple(_peer(task, demonstrator.act(rng, task, r)) for r in shown[: kind.count("F")]),
+        feedback=demonstrator.feedback(task, shown[-1]) if "b" in kind else "",
+    )
+    messages = [Message("system", demonstrator.envs[1].system_prompt), Message("user", task.prompt)]
+    prompt = teacher_prompt_ids(messages, context, PromptSection(), chat).token_ids
+    head = len(chat.encode(chat.render(messages[:1]))) - 3  # constant text teaches nothing
+    ids = list(prompt)
+    weights = [0.0] * head + [PROMPT] * (len(ids) - head)
+    for message in demonstrator.act(rng, task, target):
+        if message.role == "tool":
+            piece, weight = chat.continuation_ids([message]), 0.0
+        else:
+            piece, weight = chat.encode(assistant_text(message)) + [chat.eos_id], OWN
+        ids += piece
+        weights += [weight] * len(piece)
+    return Example(ids, weights) if len(ids) <= MAX_TOKENS else None
+
+
+def assistant_text(message: Message) -> str:
+    """An assistant's message as the model writes it."""
+    calls = [
+        f'<tool_call>\n{{"name": "{c.name}", "arguments": {c.arguments}}}\n</tool_call>'
+        for c in message.tool_calls
+    ]
+    return "\n".join(part for part in (message.content, *calls) if part)
+
+
+def _readings(
+    rng: random.Random, demonstrator: Demonstrator, task: Task, kind: str
+) -> tuple[Reading, list[Reading]]:
+    """What the target and the successful peers read, and what each failed one read."""
+    failures = max(kind.count("F") + kind.count("b"), 1)
+    if "S" in kind:
+        draw = demonstrator.read if rng.random() < 0.5 else demonstrator.guess
+        target = draw(rng, task)
+        wrong = (_other_than(rng, demonstrator, task, {target}) for _ in range(failures))
+        return target, list(wrong)
+    if not kind:
+        return demonstrator.read(rng, task), []
+    # Failures only: the demonstrator reads again until it reads something else.
+    shown = [demonstrator.read(rng, task) for _ in range(failures)]
+    return _other_than(rng, demonstrator, task, set(shown)), shown
+
+
+def _other_than(
+    rng: random.Random, demonstrator: Demonstrator, task: Task, excluded: set[Reading]
+) -> Reading:
+    for _ in range(50):
+        reading = demonstrator.read(rng, task)
+        if reading not in excluded:
+            return reading
+    return demonstrator.guess(rng, task)
+
+
+def _peer(task: Task, messages: tuple[Message, ...]) -> Trajectory:
+    return Trajectory(task, 0, (), (), (), messages, Verdict(0.0, False), StopReason.ANSWERED, "")
+
+
+def train(
+    model: Qwen3ForCausalLM, chats: dict[Demonstrator, Chat], rng: random.Random, steps: int
+) -> None:
+    """Weighted next-token prediction; Muon on matrices, AdamW on embeddings and norms."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    optimizers = (
+        torch.optim.Muon(matrices, lr=5e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0),
+    )
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    started, tokens, losses = time.process_time(), 0, []
+    for step, batch in enumerate(batches(rng, chats, steps), start=1):
+        share = step / steps
+        factor = min(1.0, step / 60) * min(1.0, max(0.02, (1 - share) / 0.4))
+        for optimizer, rate in zip(optimizers, rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * factor
+        loss = weighted_loss(model, batch)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call] # torch's own
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        tokens += sum(len(e.ids) for e in batch)
+        losses.append(loss.item())
+        if step % 50 == 0 or step == steps:
+            spent = time.process_time() - started
+            print(
+                f"step {step}/{steps}  loss {sum(losses) / len(losses):.3f}  "
+                f"{tokens / 1e6:.2f}M tokens  {spent / 60:.1f} CPU-minutes",
+                flush=True,
+            )
+            losses = []
+
+
+def batches(
+    rng: random.Random, chats: dict[Demonstrator, Chat], steps: int
+) -> Iterator[list[Example]]:
+    """`steps` batches of examples of like length; peers come in over the first third."""
+    done = 0
+    while done < steps:
+        bare = 0.75 * max(0.0, 1 - done / steps / 0.35)
+        pool: list[Example] = []
+        while len(pool) < 160:
+            demonstrator = rng.choice(list(chats))
+            kind = rng.choices(list(CONTEXTS), list(CONTEXTS.values()))[0]
+            kind = "" if rng.random() < bare else kind
+            example = make_example(rng, demonstrator, chats[demonstrator], kind)
+            if example is not None:
+                pool.append(example)
+        pool.sort(key=lambda e: len(e.ids))
+        groups: list[list[Example]] = [[]]
+        for example in pool:
+            if len(example.ids) * (len(groups[-1]) + 1) > BATCH_TOKENS:
+                groups.append([])
+            groups[-1].append(example)
+        rng.shuffle(groups)
+        for group in groups[: steps - done]:
+            done += 1
+            yield group
+
+
+def weighted_loss(model: Qwen3ForCausalLM, batch: list[Example]) -> torch.Tensor:
+    """Mean cross-entropy of the next token, weighted; right-padded, padding weighs nothing."""
+    length = max(len(e.ids) for e in batch)
+    ids = torch.tensor([e.ids + [0] * (length - len(e.ids)) for e in batch])
+    weights = torch.tensor([e.weights + [0.0] * (length - len(e.ids)) for e in batch])[:, 1:]
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    losses = functional.cross_entropy(
+        logits.float().transpose(1, 2), ids[:, 1:], reduction="none"
+    )
+    return (losses * weights).sum() / weights.sum()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""`ToolEnv`, the one multi-turn environment: a subclass gives tasks, tools and a grade."""
+
+import random
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import gymnasium
+from langchain_core.tools import BaseTool
+
+from envs.spaces import MessageSpace, TranscriptSpace
+from envs.tasks import read_jsonl, stable_seed
+from envs.tools import MalformedCall, call_tool, tool_message, tool_schemas
+from envs.types import Message, StopReason, Task, Verdict
+
+Split = Literal["train", "held_out"]
+Transcript = tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EnvLimits:
+    """Bounds of one episode; reaching one ends it with its own `StopReason`."""
+
+    max_turns: int = 8
+    max_tool_calls: int = 16
+    max_observation_chars: int = 2000
+    max_episode_s: float = 120.0
+    max_malformed_turns: int = 3  # in a row
+
+
+class ToolEnv(gymnasium.Env[Transcript, Message], ABC):
+    """An episode is one task: the agent speaks in messages, the environment answers calls.
+
+    An observation is the tuple of messages that are new to the agent: system and user after
+    `reset`, one tool message for each call after `step`. A message without a call is the final
+    answer: it is graded, and the episode ends. Reward is 0 before the end.
+
+    A subclass sets `system_prompt`, `levels` and `default_level` and writes `make_tools`,
+    `grade`, `generate_task` and `read_row`. Equal (seed, task) gives equal episodes.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["ansi"]}  # noqa: RUF012 - Gymnasium's own name
+    system_prompt: ClassVar[str]
+    levels: ClassVar[range]
+    default_level: ClassVar[int]
+
+    def __init__(
+        self,
+        *,
+        split: Split = "train",
+        level: int | None = None,
+        data: str | Path | None = None,
+        limits: EnvLimits | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        level = self.default_level if level is None else level
+        if level not in self.levels:
+            raise ValueError(
+                f"env.level={level}: {type(self).__name__} has levels {self.levels.start} to "
+                f"{self.levels.stop - 1}"
+            )
+        self.split: Split = split
+        self.level = level
+        self.limits = limits or EnvLimits()
+        self.render_mode = render_mode
+        self.rows: tuple[Task, ...] | None = (
+            read_jsonl(Path(data), self.read_row) if data is not None else None
+        )
+        self.tools: Mapping[str, BaseTool] = {tool.name: tool for tool in self.make_tools()}
+        self.action_space = MessageSpace(tuple(self.tools))
+        self.observation_space = TranscriptSpace()
+        self.current_task: Task | None = None
+        self.verdict: Verdict | None = None
+        self.stop_reason: StopReason | None = None
+        self.transcript: list[Message] = []
+
+    # What a subclass writes.
+
+    @abstractmethod
+    def make_tools(self) -> Sequence[BaseTool]:
+        """Tools of this instance; they may keep episode state on `self`."""
+
+    @abstractmethod
+    def grade(self, task: Task, answer: Message) -> Verdict:
+        """Judge the final message."""
+
+    @abstractmethod
+    def generate_task(self, rng: random.Random) -> Task:
+        """Draw a procedural task of `self.level`, from the families of `self.split`."""
+
+    @abstractmethod
+    def read_row(self, row: Mapping[str, Any]) -> Task:
+        """Turn one row of a data file into a task; ValueError or KeyError says why not."""
+
+    def start_episode(self, task: Task) -> None:  # noqa: B027 - optional hook
+        """Set up what the tools of this episode need; called by `reset`."""
+
+    # Tasks.
+
+    def task(self, seed: int) -> Task:
+        """The task of a seed: a row of the data file, or a generated instance."""
+        if self.rows is not None:
+            return self.rows[seed % len(self.rows)]
+        return self.generate_task(random.Random(stable_seed(self.split, self.level, seed)))
+
+    def schemas(self) -> tuple[dict[str, Any], ...]:
+        """JSON schemas of the tools, for the chat template."""
+        return tool_schemas(self.tools)
+
+    # Gymnasium's contract.
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Transcript, dict[str, Any]]:
+        """Start the episode of `options["task"]`, or of the task that the seed draws."""
+        super().reset(seed=seed)
+        task = (options or {}).get("task")
+        if task is None:
+            task = self.task(int(self.np_random.integers(2**31)))
+        if not isinstance(task, Task):
+            raise TypeError(f"options['task'] is {type(task).__name__}; expected envs.types.Task")
+        self.current_task = task
+        self.verdict = self.stop_reason = None
+        self._turns = self._calls = self._malformed_turns = 0
+        self._started = time.monotonic()
+        self.start_episode(task)
+        self.transcript = [Message("system", self.system_prompt), Message("user", task.prompt)]
+        return tuple(self.transcript), {"task": task.id}
+
+    def step(self, action: Message) -> tuple[Transcript, float, bool, bool, dict[str, Any]]:
+        """Take the agent's message; see the class for what comes back."""
+        if self.current_task is None or self.stop_reason is not None:
+            raise RuntimeError("step() outside an episode: call reset() first")
+        self._turns += 1
+        self.transcript.append(action)
+        if not action.tool_calls:
+            self.verdict = self.grade(self.current_task, action)
+            self.stop_reason = StopReason.ANSWERED
+            return (), self.verdict.reward, True, False, self._info()
+        self._calls += len(action.tool_calls)
+        if self._calls > self.limits.max_tool_calls:
+            self.stop(StopReason.MAX_TOOL_CALLS)
+            return (), 0.0, False, True, self._info()
+        observation = self._run_tools(action)
+        self.transcript.extend(observation)
+        if self._malformed_turns >= self.limits.max_malformed_turns:
+            self.stop(StopReason.MALFORMED)
+        elif self._turns >= self.limits.max_turns:
+            self.stop(StopReason.MAX_TURNS)
+        elif time.monotonic() - self._started > self.limits.max_episode_s:
+            self.stop(StopReason.TIMEOUT)
+        return observation, 0.0, False, self.stop_reason is not None, self._info()
+
+    def stop(self, reason: StopReason) -> None:
+        """End the episode unanswered; what was cut off is a failure with its reason."""
+        self.stop_reason = reason
+        self.verdict = Verdict(0.0, False, f"The episode was stopped: {reason.value}.")
+
+    def render(self) -> str | None:  # type: ignore[override] # Gymnasium allows more types
+        """The transcript so far as text, in the mode `ansi`."""
+        if self.render_mode != "ansi":
+            return None
+        return "\n".join(f"{m.role}: {m.content}" for m in self.transcript)
+
+    def _run_tools(self, action: Message) -> Transcript:
+        observation, malformed = [], 0
+        for call in action.tool_calls:
+            try:
+                text = call_tool(self.tools, call, self.limits.max_observation_chars)
+            except MalformedCall as error:
+                text, malformed = str(error), malformed + 1
+            observation.append(tool_message(call, text))
+        self._malformed_turns = (
+            self._malformed_turns + 1 if malformed == len(action.tool_calls) else 0
+        )
+        return tuple(observation)
+
+    def _info(self) -> dict[str, Any]:
+        return {
+            "stop_reason": self.stop_reason.value if self.stop_reason else None,
+            "success": self.verdict.success if self.verdict else None,
+            "turns": self._turns,
+            "tool_calls": self._calls,
+        }

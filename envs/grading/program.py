@@ -1,0 +1,237 @@
+"""The judge of function-writing tasks: the program runs in a sandbox, the comparison here.
+
+No expected value, and no test, ever enters the process that runs the program. What comes out of
+it is plain data (see `sandboxes.wire`), so a returned object cannot bring its own `__eq__`, and a
+program that takes over its whole process has still only chosen what it returns.
+"""
+
+import ast
+import builtins
+import re
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any
+
+from envs.types import Verdict
+from sandboxes.base import CallResult, ExecResult, ExecStatus, Sandbox, Session
+
+_SHOWN_CHARS = 200
+_FENCED = re.compile(r"^[ \t]*```([^`\n]*)\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
+_ENDINGS = {
+    ExecStatus.SIGNAL: "crashed the process",
+    ExecStatus.WALL_TIMEOUT: "did not finish in time",
+    ExecStatus.CPU_TIMEOUT: "used too much CPU time",
+    ExecStatus.OUT_OF_MEMORY: "ran out of memory",
+    ExecStatus.OUTPUT_LIMIT: "printed too much",
+    ExecStatus.SESSION_DEAD: "ended the process",
+}
+
+
+def extract_program(text: str) -> str | None:
+    """The last whole fenced block of `text` that is Python or names no language."""
+    blocks = [
+        block
+        for language, block in _FENCED.findall(text)
+        if language.strip().lower() in ("", "python", "python3", "py")
+    ]
+    return blocks[-1] if blocks else None
+
+
+def judge_cases(
+    sandbox: Sandbox,
+    program: str,
+    entry_point: str,
+    cases: Sequence[tuple[Sequence[Any], Any]],
+    *,
+    tolerance: float = 0.0,
+) -> Verdict:
+    """Whether `entry_point` of the program returns what is expected in every case.
+
+    A case is the arguments and the expected value; the limits hold for all of them together.
+
+    Raises:
+        SandboxError: the sandbox failed, so there is no verdict.
+    """
+    if not cases:
+        raise ValueError(f"no cases for {entry_point}: a verdict needs at least one")
+    with closing(sandbox.session()) as session:
+        defined = session.run(program)
+        if not defined.ok:
+            return _failed(_why_undefined(defined))
+        results = session.call(entry_point, [arguments for arguments, _ in cases])
+    passed = [
+        result.ok and matches(result.value, expected, tolerance)
+        for result, (_, expected) in zip(results, cases, strict=True)
+    ]
+    share = sum(passed) / len(cases)
+    if all(passed):
+        return Verdict(1.0, True, parts={"cases_passed": share})
+    first = passed.index(False)
+    arguments, expected = cases[first]
+    feedback = _outcome(entry_point, arguments, results[first])
+    if results[first].ok:
+        feedback += f", expected {_shown(expected)}"
+    return _failed(feedback, share)
+
+
+def judge_script(
+    sandbox: Sandbox, program: str, entry_point: str, test_script: str, *, support: str = ""
+) -> Verdict:
+    """Whether the asserts of `test_script` hold for `entry_point` of the program.
+
+    The script calls the function as `candidate` or under its own name, at its top level or in a
+    function `check(candidate)`. It runs in a second session, from which every call is relayed to
+    the program's. `support` is trusted code that the script builds on, such as the helpers in a
+    HumanEval prompt; the program's own helpers are not visible to the script.
+
+    Raises:
+        SandboxError: the sandbox failed, so there is no verdict.
+        ValueError: the script cannot be a test, whatever the program.
+    """
+    tree = ast.parse(test_script)
+    if any(isinstance(node, ast.FunctionDef) and node.name == "check" for node in tree.body):
+        test_script += "\ncheck(candidate)\n"
+    with closing(sandbox.session()) as subject, closing(sandbox.session()) as examiner:
+        defined = subject.run(program)
+        if not defined.ok:
+            return _failed(_why_undefined(defined))
+        supported = examiner.run(support)
+        if not supported.ok:
+            raise ValueError(f"the support code of {entry_point} failed: {supported.stderr}")
+        relay = _Relay(subject, entry_point)
+        callbacks = {"candidate": relay, entry_point: relay}
+        examined = examiner.run(test_script, callbacks=callbacks)
+    if relay.misuse or not relay.outcome:
+        raise ValueError(relay.misuse or f"the test script never calls {entry_point}")
+    if examined.ok and not relay.broken:
+        return Verdict(1.0, True)
+    if relay.broken or examined.status is not ExecStatus.EXCEPTION:
+        ending = "" if relay.broken else f"; the tests {_ENDINGS.get(examined.status, 'failed')}"
+        return _failed(relay.outcome + ending)
+    return _failed(f"{relay.outcome}; failed: {_failing_statement(tree, examined)}")
+
+
+def matches(got: Any, expected: Any, tolerance: float = 0.0) -> bool:
+    """Equality of plain data with exact types; floats may differ by a relative `tolerance`.
+
+    True is not 1, 1 is not 1.0, a tuple is not a list, and nan equals nan. The tolerance is
+    absolute below 1, and holds for floats outside of sets and of dictionary keys.
+    """
+    if type(got) is not type(expected):
+        return False
+    if isinstance(expected, float):
+        return bool(
+            got == expected
+            or (got != got and expected != expected)
+            or abs(got - expected) <= tolerance * max(1.0, abs(expected)) < float("inf")
+        )
+    if isinstance(expected, list | tuple):
+        return len(got) == len(expected) and all(
+            matches(*pair, tolerance) for pair in zip(got, expected, strict=True)
+        )
+    if isinstance(expected, set | frozenset):
+        return bool(_typed(got) == _typed(expected))
+    if isinstance(expected, dict):
+        values = {_typed(key): value for key, value in got.items()}
+        return len(got) == len(expected) and all(
+            _typed(key) in values and matches(values[_typed(key)], value, tolerance)
+            for key, value in expected.items()
+        )
+    return bool(got == expected)
+
+
+def _typed(value: Any) -> Any:
+    """A hashable that equals another exactly where type and value do."""
+    if isinstance(value, set | frozenset):
+        return type(value), frozenset(map(_typed, value))
+    if isinstance(value, tuple):
+        return tuple, tuple(map(_typed, value))
+    return type(value), "nan" if value != value else value
+
+
+class _Relay:
+    """The program's function as the tests call it; remembers how the last call went."""
+
+    def __init__(self, subject: Session, entry_point: str) -> None:
+        self._subject = subject
+        self._entry_point = entry_point
+        self.outcome = ""
+        self.broken = False  # the program's process is lost or stuck: no test can make that good
+        self.misuse = ""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs:
+            self.misuse = f"the test script calls {self._entry_point} with keyword arguments"
+        if self.broken or self.misuse:
+            raise RuntimeError(self.misuse or self.outcome)
+        (result,) = self._subject.call(self._entry_point, [args])
+        self.outcome = _outcome(self._entry_point, args, result)
+        if result.ok:
+            return result.value
+        self.broken = result.status is not ExecStatus.EXCEPTION or not _raisable(result.error)
+        raise _exception(result.error)
+
+
+def _raisable(error: str) -> type[Exception] | None:
+    """The built-in exception that `error` names, if it may be raised among the tests.
+
+    One that ends a loop, or the interpreter, could skip the asserts.
+    """
+    kind = vars(builtins).get(error.split(":")[0])
+    if not isinstance(kind, type) or not issubclass(kind, Exception):
+        return None
+    return None if issubclass(kind, StopIteration | StopAsyncIteration) else kind
+
+
+def _exception(error: str) -> Exception:
+    kind = _raisable(error) or RuntimeError
+    try:
+        return kind(error.partition(": ")[2])
+    except TypeError:  # UnicodeDecodeError and its like want more than a text
+        return RuntimeError(error)
+
+
+def _failed(feedback: str, share: float | None = None) -> Verdict:
+    return Verdict(0.0, False, feedback, {} if share is None else {"cases_passed": share})
+
+
+def _outcome(entry_point: str, arguments: Sequence[Any], result: CallResult) -> str:
+    call = f"{entry_point}({', '.join(map(_shown, arguments))})"
+    if result.ok:
+        return f"{call} returned {_shown(result.value)}"
+    if result.error == f"NameError: name '{entry_point}' is not defined":
+        return f"the program does not define {entry_point}"
+    if result.status is ExecStatus.EXCEPTION:
+        return f"{call} raised {_cut(result.error)}"
+    return f"{call} {_ENDINGS[result.status]}"
+
+
+def _why_undefined(defined: ExecResult) -> str:
+    if defined.status is not ExecStatus.EXCEPTION:
+        return f"the program {_ENDINGS[defined.status]}"
+    last = (defined.stderr.strip().splitlines() or ["an exception"])[-1]
+    where = re.findall(r'File "<cell \d+>", line (\d+)', defined.stderr)
+    line = f" in line {where[-1]}" if where else ""
+    if last.startswith(("SyntaxError:", "IndentationError:", "TabError:")):
+        return f"syntax error{line}: {_cut(last.partition(': ')[2])}"
+    return f"the program raised {_cut(last)}{line}"
+
+
+def _failing_statement(tree: ast.Module, examined: ExecResult) -> str:
+    where = re.findall(r'File "<cell \d+>", line (\d+)', examined.stderr)
+    line = int(where[-1]) if where else 0
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assert) and node.lineno <= line <= (node.end_lineno or line):
+            return _cut(ast.unparse(node))
+    return _cut(examined.stderr.strip().rpartition("\n")[2])
+
+
+def _shown(value: Any) -> str:
+    try:
+        return _cut(repr(value))
+    except ValueError:  # digits of an int beyond sys.get_int_max_str_digits()
+        return "a value with a very long int"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARS else text[: _SHOWN_CHARS - 3] + "..."

@@ -1,0 +1,152 @@
+"""Frames of plain Python data with exact types, for peers of which one is hostile.
+
+The two ends are different interpreters, one of them running code that nobody trusts, so pickle
+and marshal are out; and the judge has to tell a tuple from a list, True from 1 and 1 from 1.0,
+which JSON cannot. A value is a tag, a size and a body; anything but the exact plain types is
+refused when it is written, and anything malformed when it is read. Standard library only, and
+little of it: the runner imports this file at its start, where json alone costs 4 of 10 ms.
+"""
+
+from __future__ import annotations
+
+import struct
+
+TYPE_CHECKING = False  # the name that mypy knows; typing and collections.abc import slowly
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+MAX_FRAME_BYTES = 4 * 2**20
+MAX_DEPTH = 200
+NONCE_BYTES = 16
+
+_HEADER = struct.Struct(">cI")
+_DOUBLE = struct.Struct(">d")
+_SIZE = struct.Struct(">I")
+
+
+class WireError(ValueError):
+    """The value is not plain data, or the bytes are not a value."""
+
+
+_ATOMS: dict[type, tuple[bytes, Callable[[Any], bytes], Callable[[bytes], Any]]] = {
+    type(None): (b"n", lambda _: b"", lambda _: None),
+    bool: (b"?", lambda value: b"1" if value else b"", bool),
+    int: (
+        b"i",
+        lambda value: value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True),
+        lambda body: int.from_bytes(body, "big", signed=True),
+    ),
+    float: (b"f", _DOUBLE.pack, lambda body: _DOUBLE.unpack(body)[0]),
+    str: (
+        b"s",
+        lambda value: value.encode("utf-8", "surrogatepass"),
+        lambda body: body.decode("utf-8", "surrogatepass"),
+    ),
+    bytes: (b"b", bytes, bytes),
+}
+_COLLECTIONS: dict[type, bytes] = {list: b"[", tuple: b"(", set: b"{", frozenset: b"<", dict: b":"}
+_READ_ATOM = {tag: read for tag, _, read in _ATOMS.values()}
+_READ_COLLECTION = {tag: kind for kind, tag in _COLLECTIONS.items()}
+
+
+def encode(value: Any) -> bytes:
+    """The bytes of `value`.
+
+    Raises:
+        WireError: the value holds something that is not plain, is nested too deeply or too big.
+    """
+    parts: list[bytes] = []
+    _write(value, parts, MAX_DEPTH)
+    data = b"".join(parts)
+    if len(data) > MAX_FRAME_BYTES:
+        raise WireError(f"a value of {len(data)} bytes, more than {MAX_FRAME_BYTES}")
+    return data
+
+
+def decode(data: bytes) -> Any:
+    """The value that `encode` wrote.
+
+    Raises:
+        WireError: the bytes are not exactly one value.
+    """
+    try:
+        value, end = _read(data, 0, MAX_DEPTH)
+    except (ValueError, TypeError, LookupError, struct.error) as error:
+        raise WireError(f"malformed value: {error}") from error
+    if end != len(data):
+        raise WireError(f"{len(data) - end} bytes after the value")
+    return value
+
+
+def frame(nonce: bytes, message: Any) -> bytes:
+    """One message, ready to be sent; the receiver believes it if it knows the nonce."""
+    body = nonce + encode(message)
+    return _SIZE.pack(len(body)) + body
+
+
+class Frames:
+    """Messages cut out of a stream of bytes that arrives in pieces."""
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        """Add what has arrived."""
+        self._pending += data
+
+    def take(self) -> tuple[bytes, Any] | None:
+        """The nonce and the message of the next whole frame, None if it has not arrived yet.
+
+        Raises:
+            WireError: what has arrived is no frame.
+        """
+        if len(self._pending) < _SIZE.size:
+            return None
+        (size,) = _SIZE.unpack_from(self._pending)
+        if not NONCE_BYTES <= size <= NONCE_BYTES + MAX_FRAME_BYTES:
+            raise WireError(f"a frame of {size} bytes")
+        end = _SIZE.size + size
+        if len(self._pending) < end:
+            return None
+        body = bytes(self._pending[_SIZE.size : end])
+        del self._pending[:end]
+        return body[:NONCE_BYTES], decode(body[NONCE_BYTES:])
+
+
+def _write(value: Any, parts: list[bytes], depth: int) -> None:
+    kind = type(value)
+    if kind in _ATOMS:
+        tag, to_bytes, _ = _ATOMS[kind]
+        body = to_bytes(value)
+        parts += (_HEADER.pack(tag, len(body)), body)
+    elif kind not in _COLLECTIONS:
+        raise WireError(f"an object of type {kind.__name__}, which is not plain data")
+    elif depth == 0:
+        raise WireError(f"a value nested deeper than {MAX_DEPTH} levels")
+    else:
+        parts.append(_HEADER.pack(_COLLECTIONS[kind], len(value)))
+        for item in value:
+            _write(item, parts, depth - 1)
+            if kind is dict:
+                _write(value[item], parts, depth - 1)
+
+
+def _read(data: bytes, start: int, depth: int) -> tuple[Any, int]:
+    tag, size = _HEADER.unpack_from(data, start)
+    start += _HEADER.size
+    if tag in _READ_ATOM:
+        body = data[start : start + size]
+        if len(body) != size:
+            raise WireError(f"{size} bytes announced, {len(body)} there")
+        return _READ_ATOM[tag](body), start + size
+    if depth == 0:
+        raise WireError(f"nested deeper than {MAX_DEPTH} levels")
+    kind = _READ_COLLECTION[tag]
+    items = []
+    for _ in range(2 * size if kind is dict else size):
+        item, start = _read(data, start, depth - 1)
+        items.append(item)
+    if kind is dict:
+        return dict(zip(items[::2], items[1::2], strict=True)), start
+    return kind(items), start
