@@ -4,7 +4,8 @@ It bounds CPU time, memory, output, the size of a file and of the descriptor tab
 the host's environment, and leaves no process of its group behind. It does NOT protect from code
 that reads (or, as this user may, writes) the host's files, uses the network, signals other
 processes of the same user, starts many processes (each has the limits for itself), moves to a
-session of its own to survive, or raises a soft limit. For hostile code use a real jail.
+session of its own to survive, or raises a soft limit. For hostile code use a real jail. When the
+host process is killed its sessions die with it, but their folders stay in the temporary directory.
 """
 
 import contextlib

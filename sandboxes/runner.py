@@ -17,6 +17,7 @@ from __future__ import annotations
 import _ast
 import builtins
 import fcntl
+import math
 import os
 import resource
 import sys
@@ -171,7 +172,7 @@ class Repl:
         used_s = time.process_time()
         hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
         try:  # the kernel counts the whole process in whole seconds: each request moves the limit
-            resource.setrlimit(resource.RLIMIT_CPU, (int(used_s + self._cpu_s) + 1, hard))
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(used_s + self._cpu_s), hard))
             try:
                 self._interrupts.arm()
                 return function(*args), None
@@ -280,7 +281,10 @@ def main() -> None:
     die_with_host(hidden(lifeline))
     confine(memory_bytes, file_bytes)
     channel.send(bytes(wire.NONCE_BYTES), ("ready",))
-    Repl(channel, cpu_s).serve()
+    try:
+        Repl(channel, cpu_s).serve()
+    except OSError:  # the host is gone, or the code closed the channel: nobody to tell
+        os._exit(1)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,105 @@
+"""Success on held-out tasks: mean@k, unbiased pass@k, intervals clustered by task."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from agents.base import Agent
+from agents.rollout import rollout_groups
+from agents.types import TrajectoryGroup
+from envs.base import ToolEnv
+from envs.tasks import stable_seed
+from envs.types import Task
+from mopd.config import Config
+from mopd.statistics import Estimate, clustered_mean, paired_gain, pass_at_k
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Successes of `samples` rollouts of each task, in task order; errored ones are left out."""
+
+    successes: tuple[tuple[float, ...], ...]
+    samples: int
+    stop_reasons: dict[str, int]
+    mean_turns: float
+
+    @property
+    def mean(self) -> Estimate:
+        """mean@k: the mean over tasks of their share of successes."""
+        return clustered_mean(self.successes)
+
+    def as_dict(self) -> dict[str, object]:
+        """What `summary.json` and `eval/` show."""
+        mean = self.mean
+        return {
+            "mean": mean.mean,
+            "ci_low": mean.ci_low,
+            "ci_high": mean.ci_high,
+            "pass_at_k": {
+                str(k): sum(
+                    pass_at_k(len(s), int(sum(s)), k) for s in self.successes if len(s) >= k
+                )
+                / max(1, sum(len(s) >= k for s in self.successes))
+                for k in range(1, self.samples + 1)
+            },
+            "tasks": len(self.successes),
+            "samples": self.samples,
+            "stop_reasons": self.stop_reasons,
+            "mean_turns": self.mean_turns,
+        }
+
+
+def held_out_tasks(env: ToolEnv, count: int) -> tuple[Task, ...]:
+    """The first `count` distinct tasks; fewer where a data file has fewer."""
+    limit = len(env.rows) if env.rows is not None else 20 * count
+    tasks: dict[str, Task] = {}
+    for seed in range(limit):
+        task = env.task(seed)
+        tasks.setdefault(task.id, task)
+        if len(tasks) == count:
+            break
+    return tuple(tasks.values())
+
+
+def evaluate(
+    agent: Agent, make_env: Callable[[], ToolEnv], tasks: Sequence[Task], config: Config
+) -> tuple[Evaluation, tuple[TrajectoryGroup, ...]]:
+    """Play every task `eval.samples` times, always from the same seeds.
+
+    Raises:
+        RuntimeError: every rollout of a task errored, so that it has no score.
+    """
+    groups = rollout_groups(
+        agent,
+        make_env,
+        tasks,
+        config.eval.samples,
+        seed=stable_seed(config.seed, "evaluation"),
+        max_new_tokens=config.rollout.max_new_tokens,
+        max_context=config.rollout.max_context,
+        tool_workers=config.rollout.tool_workers,
+    )
+    played = [t for group in groups for t in group.trajectories]
+    for group in groups:
+        if all(t.errored for t in group.trajectories):
+            raise RuntimeError(
+                f"every rollout of task {group.task.id} errored: {group.trajectories[0].error}"
+            )
+    evaluation = Evaluation(
+        successes=tuple(
+            tuple(float(t.verdict.success) for t in group.trajectories if t.verdict is not None)
+            for group in groups
+        ),
+        samples=config.eval.samples,
+        stop_reasons=dict(Counter(t.stop_reason.value for t in played)),
+        mean_turns=sum(sum(m.role == "assistant" for m in t.messages) for t in played)
+        / len(played),
+    )
+    return evaluation, groups
+
+
+def gain(before: Evaluation, after: Evaluation) -> Estimate:
+    """How much the mean rose, paired by task."""
+    return paired_gain(
+        [sum(s) / len(s) for s in before.successes], [sum(s) / len(s) for s in after.successes]
+    )

@@ -1,0 +1,121 @@
+"""The student: a frozen base model with LoRA adapters, one that learns and maybe a teacher's."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from agents import pocket
+from mopd.config import LoraSection, ModelSection
+
+STUDENT, TEACHER = "student", "teacher"
+
+
+def model_path(name: str) -> str:
+    """Where `from_pretrained` finds a model; `pocket` is the embedded one."""
+    return str(pocket.PATH) if name == "pocket" else name
+
+
+def device_of(section: ModelSection) -> torch.device:
+    """The device to train on.
+
+    Raises:
+        ValueError: `cuda` is asked for and there is none.
+    """
+    if section.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("model.device=cuda, but torch sees no CUDA device; use auto or cpu")
+    if section.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda")
+
+
+def dtype_of(section: ModelSection, device: torch.device) -> torch.dtype:
+    """float32 on a CPU and bfloat16 on a GPU, unless the configuration says otherwise."""
+    if section.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[section.dtype]
+
+
+def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with the configured chat template where there is one.
+
+    Raises:
+        ValueError: no such model, or no such template file.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            model_path(section.name)
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"model.name={section.name}: {reason} (expected 'pocket', a folder, or a hub name)"
+        ) from error
+    if section.chat_template is not None:
+        try:
+            tokenizer.chat_template = Path(section.chat_template).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"model.chat_template: {error}") from error
+    return tokenizer
+
+
+def load_student(model: ModelSection, lora: LoraSection, *, seed: int) -> PeftModel:
+    """The base model with a fresh adapter `student`; only the adapter is trainable."""
+    device = device_of(model)
+    base = AutoModelForCausalLM.from_pretrained(
+        model_path(model.name), dtype=dtype_of(model, device)
+    ).to(device)
+    if model.gradient_checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+        base.enable_input_require_grads()
+    targets = lora.target_modules
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=0.0,  # a noisy student would be compared with a clean teacher
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(base, config, adapter_name=STUDENT)  # type: ignore[return-value]
+
+
+def add_teacher_adapter(student: PeftModel) -> None:
+    """A second adapter that starts as a copy of the student's.
+
+    (An EMA that starts at zero would lag, and forget a pretrained adapter.)
+    """
+    student.add_adapter(TEACHER, student.peft_config[STUDENT])
+    blend_teacher(student, 1.0)
+    student.set_adapter(STUDENT)
+
+
+@torch.no_grad()
+def blend_teacher(student: PeftModel, rate: float) -> None:
+    """Move the teacher's adapter a share `rate` towards the student's (EMA of A and of B)."""
+    named = dict(student.named_parameters())
+    for name, parameter in named.items():
+        if f".{TEACHER}." in name:
+            parameter.lerp_(named[name.replace(f".{TEACHER}.", f".{STUDENT}.")], rate)
+
+
+@contextmanager
+def acting(student: PeftModel, adapter: str | None) -> Iterator[None]:
+    """Run the model with another adapter, or with None as the bare base; nothing is trainable."""
+    if adapter == STUDENT:
+        yield
+    elif adapter is None:
+        with student.disable_adapter():
+            yield
+    else:
+        # inference_mode: otherwise PEFT would make this adapter trainable.
+        student.base_model.set_adapter(adapter, inference_mode=True)
+        try:
+            yield
+        finally:
+            student.base_model.set_adapter(STUDENT)

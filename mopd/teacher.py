@@ -1,0 +1,53 @@
+"""The teacher: the student's own model, conditioned on evidence that the student did not have."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from peft import PeftModel
+
+from mopd.config import TeacherSection
+from mopd.scoring import Scored, in_chunks, shared_context_hidden
+from mopd.student import STUDENT, TEACHER, acting
+
+
+class Teacher(Protocol):
+    """Whoever can say how likely given tokens are at each sampled position."""
+
+    def score(self, rows: Sequence[Scored], ids_NK: torch.Tensor) -> torch.Tensor:
+        """logprobs_NK of `ids_NK` at the sampled positions of the rows, in row order.
+
+        Normalised over the whole vocabulary, at the sampling temperature, without a gradient.
+
+        Raises:
+            ValueError: `ids_NK` has another number of positions than the rows.
+        """
+        ...
+
+
+class LocalTeacher:
+    """The published teachers that live in the student's model: EMA adapter, base, live student."""
+
+    def __init__(self, student: PeftModel, config: TeacherSection, temperature: float) -> None:
+        self._student = student
+        self._adapter = {"ema": TEACHER, "base": None, "live": STUDENT}[config.kind]
+        self._temperature = temperature
+
+    @torch.no_grad()
+    def score(self, rows: Sequence[Scored], ids_NK: torch.Tensor) -> torch.Tensor:
+        """See `Teacher.score`."""
+        base = self._student.get_base_model()
+        with acting(self._student, self._adapter):
+            hidden_NH = shared_context_hidden(base.base_model, base.config, rows)
+        if len(hidden_NH) != len(ids_NK):
+            raise ValueError(
+                f"asked for log-probabilities at {len(ids_NK)} positions, but the "
+                f"{len(rows)} rows have {len(hidden_NH)} sampled tokens"
+            )
+        head = base.get_output_embeddings()
+
+        def gathered(hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+            logits = head(hidden).float() / self._temperature
+            return logits.log_softmax(-1).gather(-1, ids)
+
+        return in_chunks(gathered, head.weight.size(0), hidden_NH, ids_NK)

@@ -1,0 +1,358 @@
+"""The judge of function-writing tasks: what passes, what it says, and what cannot fool it."""
+
+import json
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from envs.grading.program import extract_program, judge_cases, judge_script, matches
+from sandboxes.base import Limits, Sandbox
+from sandboxes.local import LocalSandbox
+
+COUNT_CASES = [(([3, -1],), 1), (([1, 2],), 2)]
+COUNT_TESTS = (
+    "def check(candidate):\n    assert candidate([3, -1]) == 1\n    assert candidate([1, 2]) == 2"
+)
+COUNT = "def count(xs):\n    return sum(x > 0 for x in xs)"
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with closing(LocalSandbox(Limits(wall_s=2.0))) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[Sandbox]:
+    with closing(LocalSandbox(Limits(wall_s=0.3))) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="module")
+def problems(shared_data: Path) -> list[dict[str, Any]]:
+    lines = (shared_data / "humaneval" / "dev.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_a_right_program_gets_the_whole_reward(sandbox: Sandbox) -> None:
+    verdict = judge_cases(sandbox, COUNT, "count", COUNT_CASES)
+    assert (verdict.reward, verdict.success, verdict.feedback) == (1.0, True, "")
+    assert verdict.parts == {"cases_passed": 1.0}
+    assert judge_script(sandbox, COUNT, "count", COUNT_TESTS).reward == 1.0
+
+
+def test_a_partly_right_program_gets_no_reward_and_its_share_is_told(sandbox: Sandbox) -> None:
+    verdict = judge_cases(sandbox, "def count(xs):\n    return 2", "count", COUNT_CASES)
+    assert (verdict.reward, verdict.success) == (0.0, False)
+    assert verdict.parts == {"cases_passed": 0.5}
+    assert verdict.feedback == "count([3, -1]) returned 2, expected 1"
+
+
+@pytest.mark.parametrize(
+    ("program", "feedback"),
+    [
+        (
+            "def count(xs): return 1 / 0",
+            "count([3, -1]) raised ZeroDivisionError: division by zero",
+        ),
+        ("def count(): return 1", "count([3, -1]) raised TypeError: count() takes 0 positional"),
+        ("def total(xs): return 1", "the program does not define count"),
+        ("def count(xs):\n    return (", "syntax error in line 2: '(' was never closed"),
+        ("def count(xs):\nreturn 1", "syntax error in line 2: expected an indented block"),
+        ("import nowhere", "the program raised ModuleNotFoundError: No module named 'nowhere'"),
+        ("def count(xs): return map(abs, xs)", "raised TypeError: returned an object of type map"),
+        ("import os\ndef count(xs): os.abort()", "count([3, -1]) crashed the process"),
+    ],
+)
+def test_the_feedback_says_what_went_wrong_first(
+    sandbox: Sandbox, program: str, feedback: str
+) -> None:
+    by_cases = judge_cases(sandbox, program, "count", COUNT_CASES)
+    by_script = judge_script(sandbox, program, "count", COUNT_TESTS)
+    assert feedback in by_cases.feedback
+    assert feedback in by_script.feedback
+    assert by_cases.reward == by_script.reward == 0.0
+
+
+def test_a_program_that_does_not_finish_is_a_verdict(hasty: Sandbox) -> None:
+    loop = "def count(xs):\n    while xs: pass"
+    expected = "count([3, -1]) did not finish in time"
+    assert judge_cases(hasty, loop, "count", COUNT_CASES).feedback == expected
+    assert judge_script(hasty, loop, "count", COUNT_TESTS).feedback == expected
+    forever = judge_cases(hasty, "while True: pass", "count", COUNT_CASES)
+    assert forever.feedback == "the program did not finish in time"
+
+
+def test_a_failing_assertion_is_shown_with_its_call(sandbox: Sandbox) -> None:
+    verdict = judge_script(sandbox, "def count(xs): return 1", "count", COUNT_TESTS)
+    expected = "count([1, 2]) returned 1; failed: assert candidate([1, 2]) == 2"
+    assert verdict.feedback == expected
+
+
+def test_a_script_may_call_the_function_by_its_name_and_expect_an_exception(
+    sandbox: Sandbox,
+) -> None:
+    script = (
+        "try:\n    root(-1)\n    assert False\nexcept ValueError:\n    pass\nassert root(4) == 2"
+    )
+    right = "import math\ndef root(n): return math.sqrt(n)"
+    assert judge_script(sandbox, right, "root", script).success
+    assert not judge_script(sandbox, "def root(n): return 2", "root", script).success
+
+
+def test_a_script_that_tests_nothing_is_the_tasks_fault(sandbox: Sandbox) -> None:
+    with pytest.raises(ValueError, match="never calls count"):
+        judge_script(sandbox, COUNT, "count", "def check(candidate):\n    pass")
+    with pytest.raises(ValueError, match="keyword arguments"):
+        judge_script(sandbox, COUNT, "count", "assert count(xs=[1]) == 1")
+    with pytest.raises(ValueError, match="no cases"):
+        judge_cases(sandbox, COUNT, "count", [])
+
+
+@pytest.mark.parametrize(
+    ("got", "expected"),
+    [
+        *((1, 1), (math.nan, math.nan), ([math.nan], [math.nan]), ({math.nan}, {math.nan})),
+        *(({"a": 1, "b": (2,)}, {"b": (2,), "a": 1}), (math.inf, math.inf), ({1, 2}, {2, 1})),
+    ],
+)
+def test_equal_values_match(got: object, expected: object) -> None:
+    assert matches(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("got", "expected"),
+    [
+        *(
+            (True, 1),
+            (1, 1.0),
+            ((1,), [1]),
+            ({1}, {True}),
+            ({1: 0}, {True: 0}),
+            ({1: 0}, {1: False}),
+        ),
+        *(([1, [2.0]], [1, [2]]), ("1", b"1"), ({1}, frozenset({1})), (None, 0), ([1], [1, 1])),
+        *(({(1,)}, {(1.0,)}), (0.1 + 0.2, 0.3), (math.nan, 0.0), ({}, {1: 2})),
+    ],
+)
+def test_values_of_other_type_or_size_do_not_match(got: object, expected: object) -> None:
+    assert not matches(got, expected)
+    assert not matches(expected, got)
+
+
+def test_a_tolerance_is_relative_and_for_floats_only() -> None:
+    assert matches([0.1 + 0.2, 1e9 + 1], [0.3, 1e9], tolerance=1e-6)
+    assert not matches(1.0, 1, tolerance=1e-6)
+    assert not matches(1e-3, 0.0, tolerance=1e-6)
+    assert not matches(math.inf, 1.0, tolerance=1e-6)
+    assert not matches(1.0, math.inf, tolerance=1e-6)
+    assert not matches(math.nan, 1.0, tolerance=1e-6)
+
+
+ATTACKS = {
+    "an object equal to everything": """
+class AlwaysEqual:
+    def __eq__(self, other): return True
+    def __ne__(self, other): return False
+    def __bool__(self): return True
+    def __hash__(self): return 0
+def count(xs): return AlwaysEqual()
+""",
+    "an int that lies": """
+class Liar(int):
+    def __eq__(self, other): return True
+    __hash__ = int.__hash__
+def count(xs): return Liar(0)
+""",
+    "a list of liars": """
+class AlwaysEqual(list):
+    def __eq__(self, other): return True
+def count(xs): return [AlwaysEqual()]
+""",
+    "sys.exit(0) at its top level": "import sys\nsys.exit(0)",
+    "sys.exit(0) in the call": "import sys\ndef count(xs): sys.exit(0)",
+    "os._exit(0) at its top level": "import os\nos._exit(0)",
+    "os._exit(0) in the call": "import os\ndef count(xs): os._exit(0)",
+    "an end of iteration": "def count(xs): raise StopIteration",
+    "an exception of its own": "class Quiet(BaseException): pass\ndef count(xs): raise Quiet",
+    "printed answers": """
+def count(xs):
+    print('("case", "ok", 1)')
+    print('("done", "ok", "")')
+    print('{"reward": 1.0, "success": true}')
+    return 0
+""",
+    "answers written to every descriptor": """
+import os, struct
+def text(s): return struct.pack(">cI", b"s", len(s)) + s
+def message(*parts): return struct.pack(">cI", b"(", len(parts)) + b"".join(parts)
+one = struct.pack(">cI", b"i", 1) + bytes([1])
+body = bytes(16) + message(text(b"case"), text(b"ok"), one)
+def count(xs):
+    for fd in range(3, 1024):
+        try: os.write(fd, struct.pack(">I", len(body)) + body)
+        except OSError: pass
+    return 0
+""",
+    "other builtins": """
+import builtins
+builtins.isinstance = lambda *a: True
+builtins.type = lambda *a: int
+builtins.all = builtins.any = lambda *a: True
+builtins.len = lambda *a: 1
+builtins.AssertionError = type("Quiet", (BaseException,), {})
+def count(xs): return 0
+""",
+    "patched modules": """
+import sys, json, operator
+operator.eq = lambda *a: True
+json.dumps = lambda *a, **k: "1"
+for module in list(sys.modules.values()):
+    for name in ("check", "matches", "judge_cases", "encode", "described"):
+        if hasattr(module, name): setattr(module, name, lambda *a: b"")
+def count(xs): return 0
+""",
+    "a late writer": """
+import atexit, threading
+atexit.register(lambda: print("passed"))
+def count(xs):
+    threading.Thread(target=lambda: print("passed"), daemon=True).start()
+    return 0
+""",
+    "a planted test framework": """
+import sys
+check = candidate = lambda *a: True
+sys.modules["envs"] = sys.modules["pytest"] = sys.modules[__name__]
+def count(xs): return 0
+""",
+}
+
+
+@pytest.mark.parametrize("program", ATTACKS.values(), ids=ATTACKS.keys())
+def test_no_attack_is_rewarded(sandbox: Sandbox, program: str) -> None:
+    by_cases = judge_cases(sandbox, program, "count", COUNT_CASES)
+    by_script = judge_script(sandbox, program, "count", COUNT_TESTS)
+    quiet = judge_script(
+        sandbox, program, "count", "try:\n    assert count([1]) == 1\nexcept Exception: raise"
+    )
+    assert (by_cases.reward, by_script.reward, quiet.reward) == (0.0, 0.0, 0.0)
+    assert by_cases.feedback
+    assert by_script.feedback
+
+
+def test_the_function_of_a_hostile_namesake_is_the_programs_own_loss(sandbox: Sandbox) -> None:
+    forged = COUNT + "\ndef check(candidate): pass\ncandidate = None"
+    assert judge_script(sandbox, forged, "count", COUNT_TESTS).success
+
+
+SEARCH = """
+import gc, re, sys
+
+PATTERN = re.compile(rb"expect" + rb"ed-[0-9a-f]{16}")
+
+def search(n):
+    found = []  # of bytes, as the pattern is
+    frame = sys._getframe()
+    while frame:
+        names = {**frame.f_locals, **frame.f_globals}
+        found += [repr(value).encode() for value in names.values()]
+        frame = frame.f_back
+    found += [repr(thing).encode() for thing in gc.get_objects() if type(thing) in (tuple, list)]
+    memory = open("/proc/self/mem", "rb", 0)
+    for line in open("/proc/self/maps"):
+        start, end = (int(part, 16) for part in line.split()[0].split("-"))
+        if " rw" in line:
+            try:
+                memory.seek(start)
+                found += [memory.read(end - start)]
+            except (OSError, OverflowError, ValueError):
+                pass
+    return sorted({hit.decode() for text in found for hit in PATTERN.findall(text)})
+"""
+
+
+def test_what_is_expected_is_nowhere_in_the_programs_process(sandbox: Sandbox) -> None:
+    secret = "expected-0123456789abcdef"
+    script = f"def check(candidate):\n    assert candidate(2) == [{secret!r}]"
+    by_cases = judge_cases(sandbox, SEARCH, "search", [((1,), [secret]), ((2,), [secret])])
+    by_script = judge_script(sandbox, SEARCH, "search", script)
+    assert by_cases.feedback == f"search(1) returned [], expected [{secret!r}]"
+    assert by_script.feedback.startswith("search(2) returned []; failed: assert")
+    known = "seen = 'expected-' + '0123456789abcdef'\n" + SEARCH  # the search does find things
+    assert judge_cases(sandbox, known, "search", [((1,), [secret])]).success
+
+
+def test_changing_its_arguments_does_not_change_the_tests(sandbox: Sandbox) -> None:
+    greedy = "def count(xs):\n    n = sum(x > 0 for x in xs)\n    xs.clear()\n    return n"
+    script = "xs = [3, -1]\nassert count(xs) == 1\nassert xs == [3, -1]\nassert count(xs) == 1"
+    assert judge_cases(sandbox, greedy, "count", [(([1],), 1)] * 3).success
+    assert judge_script(sandbox, greedy, "count", script).success
+
+
+ANSWERS = [
+    ("Here:\n```python\nx = 1\n```\nDone.", "x = 1\n"),
+    ("```\nx = 1\n```", "x = 1\n"),
+    ("```py\nx = 1\n```\nBetter:\n```python\nx = 2\n```", "x = 2\n"),
+    ("```python\nx = 1\n```\n```text\nout\n```\nand\n", "x = 1\n"),
+    ("```json\n{}\n```\nwords\n```python\nx = 3\n```", "x = 3\n"),
+    ("```python\n```", ""),
+    ("def f(): pass", None),
+    ("```python\nnever closed", None),
+    ("```rust\nfn main() {}\n```", None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize(("text", "program"), ANSWERS)
+def test_the_program_is_the_last_python_block(text: str, program: str | None) -> None:
+    assert extract_program(text) == program
+
+
+def test_every_canonical_humaneval_solution_passes(
+    sandbox: Sandbox, problems: list[dict[str, Any]]
+) -> None:
+    def judged(problem: dict[str, Any]) -> tuple[str, str, bool]:
+        program = problem["prompt"] + problem["canonical_solution"]
+        verdict = judge_script(
+            sandbox, program, problem["entry_point"], problem["test"], support=problem["prompt"]
+        )
+        return problem["task_id"], verdict.feedback, verdict.success
+
+    with ThreadPoolExecutor(4) as threads:
+        verdicts = list(threads.map(judged, problems))
+    assert len(verdicts) == 82
+    assert [verdict for verdict in verdicts if not verdict[2]] == []
+
+
+BROKEN = """
+_right = {name}
+def {name}(*args):
+    def broken(x):
+        if isinstance(x, bool): return not x
+        if isinstance(x, (int, float)): return x + 1
+        if isinstance(x, str): return x + "x"
+        if isinstance(x, (list, tuple)): return type(x)([*x, 0])
+        return 0
+    return broken(_right(*args))
+"""
+
+
+def test_every_broken_humaneval_solution_fails(
+    sandbox: Sandbox, problems: list[dict[str, Any]]
+) -> None:
+    def judged(problem: dict[str, Any]) -> tuple[str, str, float]:
+        name, program = problem["entry_point"], problem["prompt"]
+        if problems.index(problem) % 8:  # every eighth: the prompt alone, which returns None
+            program += problem["canonical_solution"] + BROKEN.format(name=name)
+        verdict = judge_script(sandbox, program, name, problem["test"], support=problem["prompt"])
+        return problem["task_id"], verdict.feedback, verdict.reward
+
+    with ThreadPoolExecutor(4) as threads:
+        verdicts = list(threads.map(judged, problems))
+    assert len(verdicts) == 82
+    assert [verdict for verdict in verdicts if verdict[2] or not verdict[1]] == []
