@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+from jinja2 import TemplateError
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
@@ -13,6 +14,7 @@ from agents.parsing import parse_message
 from envs.types import Message, ToolCall
 
 _SENTINEL = "SENTINELTURN"
+_VERBATIM = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
 
 
 class ChatFormatError(ValueError):
@@ -30,7 +32,7 @@ class Chat:
         self, tokenizer: PreTrainedTokenizerBase, tools: Sequence[Mapping[str, Any]] = ()
     ) -> None:
         self.tokenizer = tokenizer
-        self.tools = [dict(tool) for tool in tools]
+        self.tools: list[Any] = [dict(tool) for tool in tools]
         eos = tokenizer.eos_token_id
         if not isinstance(eos, int):
             raise ChatFormatError("the tokenizer has no end-of-turn (eos) token")
@@ -62,8 +64,9 @@ class Chat:
         key = tuple(m.tool_call_id for m in observation)
         if key not in self._shells:
             self._shells[key] = self._encoded_shell(observation)
-        ids = list(self._shells[key][0])
-        for message, after in zip(observation, self._shells[key][1:], strict=True):
+        first, *others = self._shells[key]
+        ids = list(first)
+        for message, after in zip(observation, others, strict=True):
             ids += self.encode_plain(message.content) + after
         return ids
 
@@ -72,53 +75,29 @@ class Chat:
         ids = list(token_ids)
         if ids and ids[-1] == self.eos_id:
             ids.pop()
-        return parse_message(str(self.tokenizer.decode(ids, skip_special_tokens=False)))
+        return parse_message(str(self.tokenizer.decode(ids, **_VERBATIM)))
 
     def check(self) -> None:
         """Refuse a template that is not prefix-preserving, or whose calls we cannot read.
 
+        Templates of reasoning models may take for granted that every turn begins with a thought,
+        so it is enough that conversations with thoughts, or those without, come out right.
+
         Raises:
             ChatFormatError: with the first place at which turn-by-turn and whole part.
         """
-        call = ToolCall("call_0", "probe", json.dumps({"x": 1}))
-        head = [Message("system", "Be brief."), Message("user", "Question?")]
-        reasons = []
-        for thought in ("", "<think>\nplan\n</think>\n\n"):
-            turns = [
-                Message("assistant", f"{thought}Trying.", (call,)),
-                Message("tool", "first result", tool_call_id="call_0"),
-                Message("assistant", f"{thought}The answer is 7."),
-            ]
-            whole = self._apply([*head, *turns], generation=False)
-            grown = self.render(head)
-            for i, turn in enumerate(turns):
-                if turn.role == "tool":
-                    grown += self._shell((turn,))
-                    continue
-                text = self._turn_text([*head, *turns[: i + 1]], grown)
-                grown += text
-                said = parse_message(text.removesuffix(self.eos))
-                if [(c.name, json.loads(c.arguments or "null")) for c in said.tool_calls] != [
-                    (c.name, json.loads(c.arguments)) for c in turn.tool_calls
-                ]:
-                    reasons.append(f"its tool calls cannot be read back from {text!r}")
-            if not reasons and whole.startswith(grown) and not whole[len(grown) :].strip():
-                break
-            at = next((i for i, (a, b) in enumerate(zip(whole, grown, strict=False)) if a != b), -1)
-            reasons.append(
-                f"the whole has {whole[max(at - 20, 0) : at + 40]!r} where turn by turn "
-                f"gives {grown[max(at - 20, 0) : at + 40]!r}"
-            )
-        else:
+        reasons = [self._unfit(thought) for thought in ("", "<think>\nplan\n</think>\n\n")]
+        if all(reasons):
             raise ChatFormatError(
-                "this chat template is not prefix-preserving: a conversation rendered turn by "
-                f"turn differs from the whole ({reasons[-1]}). Give a training template with "
-                "--set model.chat_template=FILE"
+                f"this chat template cannot be used for several turns: {reasons[0]}. Give a "
+                "training template with --set model.chat_template=FILE"
             )
-        added = set(self.tokenizer.get_added_vocab().values())
-        forged = added.intersection(self.encode_plain(" ".join(self.tokenizer.get_added_vocab())))
+        added = self.tokenizer.get_added_vocab()
+        forged = set(added.values()).intersection(self.encode_plain(" ".join(added)))
         if forged:
-            raise ChatFormatError(f"control tokens {sorted(forged)} cannot be written as plain text")
+            raise ChatFormatError(
+                f"control tokens {sorted(forged)} cannot be written as plain text"
+            )
 
     @cached_property
     def _plain(self) -> Tokenizer:
@@ -130,46 +109,85 @@ class Chat:
         state["post_processor"] = None
         return Tokenizer.from_str(json.dumps(state))
 
-    def _encoded_shell(self, observation: Sequence[Message]) -> list[list[int]]:
-        marks = [f"OBSERVATION{i}MARK" for i in range(len(observation))]
-        pieces, rest = [], self._shell(
-            tuple(replace(m, content=mark) for m, mark in zip(observation, marks, strict=True))
-        )
-        for mark in marks:
-            before, _, rest = rest.partition(mark)
-            pieces.append(self.encode(before))
-        return [*pieces, self.encode(rest)]
+    def _unfit(self, thought: str) -> str:
+        """Why a conversation grown turn by turn is not the whole; empty where it is."""
+        transcript = [Message("system", "Be brief."), Message("user", "Question?")]
+        grown = self.render(transcript)
+        for turn in _probe(thought):
+            transcript.append(turn)
+            if turn.role == "tool":
+                before, after = self._shell((turn,))
+                grown += before + turn.content + after
+                continue
+            whole = self._apply(transcript, generation=False)
+            if not whole.startswith(grown):
+                at = next(
+                    (i for i, (a, b) in enumerate(zip(whole, grown, strict=False)) if a != b),
+                    min(len(whole), len(grown)),
+                )
+                return (
+                    "a conversation rendered turn by turn differs from the whole (the whole has "
+                    f"{whole[max(at - 20, 0) : at + 40]!r} where turn by turn gives "
+                    f"{grown[max(at - 20, 0) : at + 40]!r})"
+                )
+            text, end, rest = whole[len(grown) :].rpartition(self.eos)
+            if not end or rest.strip():
+                return f"an assistant's turn does not end with {self.eos!r} but with {rest[-60:]!r}"
+            if _readable(parse_message(text)) != _readable(turn):
+                return f"its tool calls cannot be read back from {text!r}"
+            grown += text + end
+        return ""
 
-    def _shell(self, observation: tuple[Message, ...]) -> str:
-        """Template text between an assistant's end of turn and its next one."""
+    def _encoded_shell(self, observation: Sequence[Message]) -> list[list[int]]:
+        return [self.encode(text) for text in self._shell(observation)]
+
+    def _shell(self, observation: Sequence[Message]) -> list[str]:
+        """Template text from an assistant's end of turn to its next one, around each content."""
         calls = tuple(
             ToolCall(m.tool_call_id or f"call_{i}", "probe", "{}")
             for i, m in enumerate(observation)
         )
-        text = self.render(
-            [Message("user", "?"), Message("assistant", _SENTINEL, calls), *observation]
-        )
+        marks = [f"OBSERVATION{i}MARK" for i in range(len(observation))]
+        marked = [replace(m, content=mark) for m, mark in zip(observation, marks, strict=True)]
+        text = self.render([Message("user", "?"), Message("assistant", _SENTINEL, calls), *marked])
         turn, found, rest = text.partition(_SENTINEL)[2].partition(self.eos)
         if not found:
             raise ChatFormatError(f"assistant turns do not end with {self.eos!r}: {turn[-60:]!r}")
-        return rest
-
-    def _turn_text(self, messages: Sequence[Message], before: str) -> str:
-        whole = self._apply(messages, generation=False)
-        if not whole.startswith(before):
-            return ""
-        text, found, _ = whole[len(before) :].rpartition(self.eos)
-        return text + found
+        pieces = []
+        for mark in marks:
+            before, found, rest = rest.partition(mark)
+            if not found:
+                raise ChatFormatError(f"the chat template leaves out a tool's result: {before!r}")
+            pieces.append(before)
+        return [*pieces, rest]
 
     def _apply(self, messages: Sequence[Message], *, generation: bool) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
+        try:
+            text = self.tokenizer.apply_chat_template(
                 [_as_dict(m) for m in messages],
                 tools=self.tools or None,
                 add_generation_prompt=generation,
                 tokenize=False,
             )
-        )
+        except TemplateError as error:  # some templates refuse a system message, or tools
+            raise ChatFormatError(f"the chat template refuses the conversation: {error}") from error
+        return str(text)
+
+
+def _probe(thought: str) -> tuple[Message, ...]:
+    """Two calls and an answer to a question, with characters that JSON escapes."""
+    calls = [ToolCall(f"call_{i}", "probe", json.dumps({"x": f'"{i}"\n'})) for i in range(2)]
+    return (
+        Message("assistant", f"{thought}Trying.", (calls[0],)),
+        Message("tool", 'a "first"\nresult', tool_call_id="call_0"),
+        Message("assistant", f"{thought}Again.", (calls[1],)),
+        Message("tool", "the last result", tool_call_id="call_1"),
+        Message("assistant", f"{thought}The answer is 7."),
+    )
+
+
+def _readable(message: Message) -> list[tuple[str, Any]]:
+    return [(call.name, _object(call.arguments)) for call in message.tool_calls]
 
 
 def _as_dict(message: Message) -> dict[str, Any]:
@@ -191,5 +209,5 @@ def _as_dict(message: Message) -> dict[str, Any]:
 def _object(arguments: str) -> Any:
     try:
         return json.loads(arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
         return arguments

@@ -1,4 +1,4 @@
-"""Model text to messages: `<tool_call>{json}</tool_call>` blocks, or what cannot be read of them."""
+"""Model text to messages: `<tool_call>{json}</tool_call>` blocks, read or kept as they are."""
 
 import json
 import re
@@ -25,10 +25,15 @@ def _call(identity: str, block: str) -> ToolCall:
     try:
         value = json.loads(block)
         name, arguments = value["name"], value.get("arguments", {})
+        if not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return ToolCall(identity, "", block)
     if not isinstance(name, str):
         return ToolCall(identity, "", block)
-    if not isinstance(arguments, str):
-        arguments = json.dumps(arguments, ensure_ascii=False)
-    return ToolCall(identity, name, arguments)
+    return ToolCall(identity, _encodable(name), _encodable(arguments))
+
+
+def _encodable(text: str) -> str:
+    """JSON can spell half of a surrogate pair, which no file and no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -3,7 +3,7 @@
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,6 +15,8 @@ from envs.spaces import MessageSpace, TranscriptSpace
 from envs.tasks import read_jsonl, stable_seed
 from envs.tools import MalformedCall, call_tool, tool_message, tool_schemas
 from envs.types import Message, StopReason, Task, Verdict
+from sandboxes.base import Limits, Sandbox
+from sandboxes.open import open_sandbox
 
 Split = Literal["train", "held_out"]
 Transcript = tuple[Message, ...]
@@ -54,6 +56,7 @@ class ToolEnv(gymnasium.Env[Transcript, Message], ABC):
         level: int | None = None,
         data: str | Path | None = None,
         limits: EnvLimits | None = None,
+        sandbox: Callable[[], Sandbox] | None = None,
         render_mode: str | None = None,
     ) -> None:
         level = self.default_level if level is None else level
@@ -66,6 +69,8 @@ class ToolEnv(gymnasium.Env[Transcript, Message], ABC):
         self.level = level
         self.limits = limits or EnvLimits()
         self.render_mode = render_mode
+        self._open_sandbox = sandbox or (lambda: open_sandbox("local", Limits()))
+        self._sandbox: Sandbox | None = None
         self.rows: tuple[Task, ...] | None = (
             read_jsonl(Path(data), self.read_row) if data is not None else None
         )
@@ -95,8 +100,15 @@ class ToolEnv(gymnasium.Env[Transcript, Message], ABC):
     def read_row(self, row: Mapping[str, Any]) -> Task:
         """Turn one row of a data file into a task; ValueError or KeyError says why not."""
 
-    def start_episode(self, task: Task) -> None:  # noqa: B027 - optional hook
+    def start_episode(self, task: Task) -> None:
         """Set up what the tools of this episode need; called by `reset`."""
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """Where tools and verifiers run code; opened when it is first needed."""
+        if self._sandbox is None:
+            self._sandbox = self._open_sandbox()
+        return self._sandbox
 
     # Tasks.
 
@@ -159,7 +171,13 @@ class ToolEnv(gymnasium.Env[Transcript, Message], ABC):
         self.stop_reason = reason
         self.verdict = Verdict(0.0, False, f"The episode was stopped: {reason.value}.")
 
-    def render(self) -> str | None:  # type: ignore[override] # Gymnasium allows more types
+    def close(self) -> None:
+        """End everything that the episode started; closing twice is allowed."""
+        if self._sandbox is not None:
+            self._sandbox.close()
+            self._sandbox = None
+
+    def render(self) -> str | None:
         """The transcript so far as text, in the mode `ansi`."""
         if self.render_mode != "ansi":
             return None

@@ -59,5 +59,3 @@ class TranscriptSpace(Space[tuple[Message, ...]]):
     def is_np_flattenable(self) -> bool:
         """Text has no fixed shape."""
         return False
-
-

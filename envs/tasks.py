@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from envs.types import Task
 
@@ -49,4 +50,31 @@ def read_jsonl(path: Path, read_row: Callable[[Mapping[str, Any]], Task]) -> tup
             raise DataError(f"{path}:{number}: {error}") from error
     if not tasks:
         raise DataError(f"{path}: no tasks; expected one JSON object a line")
+    return tuple(tasks)
+
+
+class TaskSource(Protocol):
+    """Part of `ToolEnv`: tasks by seed, or by row where there is a data file."""
+
+    rows: Sequence[Task] | None
+
+    def task(self, seed: int) -> Task:
+        """The task of a seed."""
+        ...
+
+
+def draw_tasks(source: TaskSource, seed: int, step: int, count: int) -> tuple[Task, ...]:
+    """The tasks of training step `step` (from 1); depends on nothing but its arguments.
+
+    A data file is gone through in epochs, each in an order of its own.
+    """
+    places = range((step - 1) * count, step * count)
+    if source.rows is None:
+        return tuple(source.task(stable_seed(seed, "task", place)) for place in places)
+    size = len(source.rows)
+    tasks = []
+    for place in places:
+        epoch, offset = divmod(place, size)
+        order = random.Random(stable_seed(seed, "epoch", epoch)).sample(range(size), size)
+        tasks.append(source.task(order[offset]))
     return tuple(tasks)

@@ -22,7 +22,7 @@ class WorldError(RuntimeError):
 WORLD_ERRORS = (WorldError, SandboxError)
 
 
-class MalformedCall(Exception):
+class MalformedCall(Exception):  # noqa: N818 - the model's mistake, an outcome
     """The model's call cannot be executed; the text tells the model how to repair it."""
 
 

@@ -100,6 +100,4 @@ def evaluate(
 
 def gain(before: Evaluation, after: Evaluation) -> Estimate:
     """How much the mean rose, paired by task."""
-    return paired_gain(
-        [sum(s) / len(s) for s in before.successes], [sum(s) / len(s) for s in after.successes]
-    )
+    return paired_gain(before.successes, after.successes)

@@ -196,9 +196,7 @@ def sampling_logprobs(rows: Sequence[Row], device: torch.device) -> torch.Tensor
     values = [
         logprob
         for row in rows
-        for logprob, mask in zip(
-            row.trajectory.logprobs, row.trajectory.sampled_mask, strict=True
-        )
+        for logprob, mask in zip(row.trajectory.logprobs, row.trajectory.sampled_mask, strict=True)
         if mask
     ]
     return torch.tensor(values, device=device)

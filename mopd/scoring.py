@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache
 from torch.utils.checkpoint import checkpoint
+from transformers import DynamicCache
 
 MAX_LOGITS = 2**26  # elements of one chunk of logits: 256 MiB in float32
 

@@ -37,9 +37,11 @@ def load_settings(
     for text in assignments:
         given |= _assigned(text)
     _refuse_unknown(given)
-    shipped = resources.files("configs") / f"{given.get('env.name', Config().env.name)}.toml"
-    known_env = given.get("env.name", Config().env.name) in envs.NAMES
-    return _config((_read(shipped) if known_env and shipped.is_file() else {}) | given)
+    env = given.get("env.name", Config().env.name)
+    shipped = resources.files("configs") / f"{env}.toml"
+    if env in envs.NAMES and shipped.is_file():
+        given = _read(shipped) | given
+    return _config(given)
 
 
 def load_resolved(path: Path) -> Config:
@@ -133,7 +135,7 @@ def _config(values: Mapping[str, Any]) -> Config:
     except ValidationError as error:
         raise SettingsError(_one_line(error)) from None
     if config.env.name not in envs.NAMES:
-        raise SettingsError(_refusal("env.name", config.env.name, ", ".join(envs.NAMES)))
+        raise SettingsError(_refusal("env.name", config.env.name, " or ".join(envs.NAMES)))
     return config
 
 
@@ -171,10 +173,11 @@ def _refuse_unknown(values: Mapping[str, Any], where: str = "") -> None:
     unknown = next((key for key in values if key not in _SETTINGS), None)
     if unknown is None:
         return
-    *_, last = unknown.split(".")
-    section = [key for key in _SETTINGS if key.startswith(f"{unknown.split('.')[0]}.")]
-    if f"{unknown}." in {f"{key.split('.')[0]}." for key in section}:
+    first = unknown.partition(".")[0]
+    section = [key for key in _SETTINGS if key.startswith(f"{first}.")]
+    if section and unknown == first:
         raise SettingsError(f"{where}{unknown!r} is a section; set one of {', '.join(section)}")
+    last = unknown.rpartition(".")[2]
     same_name = [key for key in _SETTINGS if key.rpartition(".")[2] == last]
     near = same_name or difflib.get_close_matches(unknown, _SETTINGS, n=1)
     cure = (

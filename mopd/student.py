@@ -46,9 +46,7 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
         ValueError: no such model, or no such template file.
     """
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            model_path(section.name)
-        )
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_path(section.name))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(

@@ -1,4 +1,4 @@
-"""`MOPDTrainer`: on-policy rollouts, and a loss on their sampled tokens, in transformers' Trainer."""
+"""`MOPDTrainer`: roll out, score and update once a step, inside transformers' Trainer."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -121,9 +121,7 @@ class MOPDTrainer(Trainer):
         record.loss += float(loss.detach())
         if token_loss.teacher_logprobs_N is not None:
             sizes = [row.trajectory.sampled_tokens for row in rows]
-            for row, logprobs in zip(
-                rows, token_loss.teacher_logprobs_N.split(sizes), strict=True
-            ):
+            for row, logprobs in zip(rows, token_loss.teacher_logprobs_N.split(sizes), strict=True):
                 record.teacher_scores[row.group, row.trajectory.index] = float(logprobs.mean())
         return loss * self.accelerator.num_processes  # DDP averages over ranks
 
@@ -148,9 +146,7 @@ class _EndOfStep(TrainerCallback):
         trainer = self._trainer
         config = trainer.config
         if config.algo == "mopd" and config.teacher.kind == "ema":
-            blend_teacher(
-                trainer.accelerator.unwrap_model(trainer.model), config.teacher.ema_rate
-            )
+            blend_teacher(trainer.accelerator.unwrap_model(trainer.model), config.teacher.ema_rate)
         if trainer.record is not None:
             trainer.on_step(trainer.record)
 
@@ -174,8 +170,7 @@ def step_metrics(record: StepRecord) -> dict[str, Any]:
     played = [t for group in groups for t in group.trajectories]
     valid = [t for t in played if t.verdict is not None]
     shares = [
-        [t.verdict.success for t in group.trajectories if t.verdict is not None]
-        for group in groups
+        [t.verdict.success for t in group.trajectories if t.verdict is not None] for group in groups
     ]
     shares = [s for s in shares if s]
     scores: list[list[float]] = [[] for _ in groups]

@@ -148,8 +148,12 @@ def make_example(
     task = demonstrator.draw(rng)
     target, shown = _readings(rng, demonstrator, task, kind)
     context = PeerContext(
-        successes=tuple(_peer(task, demonstrator.act(rng, task, target)) for _ in range(kind.count("S"))),
-        failures=tuple(_peer(task, demonstrator.act(rng, task, r)) for r in shown[: kind.count("F")]),
+        successes=tuple(
+            _peer(task, demonstrator.act(rng, task, target)) for _ in range(kind.count("S"))
+        ),
+        failures=tuple(
+            _peer(task, demonstrator.act(rng, task, r)) for r in shown[: kind.count("F")]
+        ),
         feedback=demonstrator.feedback(task, shown[-1]) if "b" in kind else "",
     )
     messages = [Message("system", demonstrator.envs[1].system_prompt), Message("user", task.prompt)]
@@ -277,9 +281,7 @@ def weighted_loss(model: Qwen3ForCausalLM, batch: list[Example]) -> torch.Tensor
     weights = torch.tensor([e.weights + [0.0] * (length - len(e.ids)) for e in batch])[:, 1:]
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-    losses = functional.cross_entropy(
-        logits.float().transpose(1, 2), ids[:, 1:], reduction="none"
-    )
+    losses = functional.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")
     return (losses * weights).sum() / weights.sum()
 
 

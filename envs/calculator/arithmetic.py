@@ -4,14 +4,16 @@ import ast
 import math
 import operator
 from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
 MAX_CHARS = 1000
 MAX_DEPTH = 50
 MAX_BITS = 4096  # of a numerator or denominator: enough for 1,200 digits, too few to hang
+MAX_EXPONENT = 308  # of a literal like 1e308
 
 
-class ArithmeticProblem(ValueError):
+class ArithmeticProblem(ValueError):  # noqa: N818 - the expression's problem, not an error here
     """The expression has no value that we are willing to compute; the text says why."""
 
 
@@ -51,15 +53,23 @@ def evaluate(expression: str) -> Fraction:
         raise ArithmeticProblem(
             f"the expression has {len(expression)} characters; at most {MAX_CHARS} are allowed"
         )
-    text = expression.strip().replace("^", "**").replace("×", "*").replace("÷", "/")
+    text = expression.strip().replace("^", "**").replace("\u00d7", "*").replace("\u00f7", "/")
     try:
         tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise ArithmeticProblem(f"{expression[:80]!r} is not an arithmetic expression") from error
     try:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and type(node.value) is float:
+                # `_value` takes fractions for constants, which the type stubs do not foresee.
+                node.value = _decimal(  # type: ignore[assignment]
+                    ast.get_source_segment(text, node) or ""
+                )
         return _value(tree.body, 0)
     except ZeroDivisionError as error:
         raise ArithmeticProblem("division by zero") from error
+    except RecursionError as error:  # ast.unparse() in a message
+        raise ArithmeticProblem(f"the expression is nested deeper than {MAX_DEPTH}") from error
 
 
 def show(value: Fraction) -> str:
@@ -94,8 +104,8 @@ def _value(node: ast.expr, depth: int) -> Fraction:
     if depth > MAX_DEPTH:
         raise ArithmeticProblem(f"the expression is nested deeper than {MAX_DEPTH}")
     match node:
-        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
-            return _bounded(_literal(node, number))
+        case ast.Constant(value=int() | Fraction() as number) if not isinstance(number, bool):
+            return _bounded(Fraction(number))
         case ast.UnaryOp(op=ast.UAdd(), operand=inner):
             return _value(inner, depth + 1)
         case ast.UnaryOp(op=ast.USub(), operand=inner):
@@ -117,11 +127,15 @@ def _value(node: ast.expr, depth: int) -> Fraction:
     )
 
 
-def _literal(node: ast.Constant, number: int | float) -> Fraction:
-    if isinstance(number, float) and not math.isfinite(number):
-        raise ArithmeticProblem("a number is too large")
-    # repr() of a float is its shortest decimal: 0.1 means a tenth, not the nearest binary.
-    return Fraction(number) if isinstance(number, int) else Fraction(repr(number))
+def _decimal(written: str) -> Fraction:
+    """The exact value of a decimal as it is written: 0.1 means a tenth, not the nearest binary."""
+    try:
+        number = Decimal(written)
+    except InvalidOperation as error:  # an exponent of twenty digits
+        raise ArithmeticProblem("a number is too large or too small") from error
+    if abs(number.adjusted()) > MAX_EXPONENT:
+        raise ArithmeticProblem("a number is too large or too small")
+    return Fraction(number)
 
 
 def _bounded(value: Fraction) -> Fraction:

@@ -1,7 +1,7 @@
 """`CodeEnv`: write a Python function with a stateful interpreter as the one tool."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langchain_core.tools import BaseTool, StructuredTool
@@ -9,9 +9,9 @@ from langchain_core.tools import BaseTool, StructuredTool
 from envs.base import ToolEnv
 from envs.code import problems
 from envs.grading.program import extract_program, judge_cases, judge_script
+from envs.tasks import stable_seed
 from envs.types import Message, Task, Verdict
-from sandboxes.base import ExecResult, ExecStatus, Limits, Sandbox, Session
-from sandboxes.local import LocalSandbox
+from sandboxes.base import ExecResult, ExecStatus, Session
 
 
 class CodeEnv(ToolEnv):
@@ -36,11 +36,9 @@ class CodeEnv(ToolEnv):
     levels = problems.LEVELS
     default_level = 2
 
-    def __init__(self, *, sandbox: Callable[[], Sandbox] | None = None, **options: Any) -> None:
-        super().__init__(**options)
-        self._open_sandbox = sandbox or (lambda: LocalSandbox(Limits()))
-        self._sandbox: Sandbox | None = None
+    def __init__(self, **options: Any) -> None:
         self._session: Session | None = None
+        super().__init__(**options)
 
     def make_tools(self) -> Sequence[BaseTool]:
         """`run_python`, bound to this instance's session."""
@@ -49,7 +47,7 @@ class CodeEnv(ToolEnv):
     def run_python(self, code: str) -> str:
         """Run Python code; variables are kept."""
         if self._session is None:
-            self._session = self._box().session()
+            self._session = self.sandbox.session()
         return observation(self._session.run(code))
 
     def start_episode(self, task: Task) -> None:
@@ -64,9 +62,15 @@ class CodeEnv(ToolEnv):
             return Verdict(0.0, False, "There is no ```python block in the answer.")
         entry_point = str(task.payload["entry_point"])
         if "cases" in task.payload:
-            return judge_cases(self._box(), program, entry_point, task.payload["cases"])
+            return judge_cases(self.sandbox, program, entry_point, task.payload["cases"])
         program = str(task.payload["preamble"]) + program
-        return judge_script(self._box(), program, entry_point, str(task.payload["test"]))
+        return judge_script(
+            self.sandbox,
+            program,
+            entry_point,
+            str(task.payload["test"]),
+            support=str(task.payload["prompt"]),  # tests may use what the prompt defines
+        )
 
     def generate_task(self, rng: random.Random) -> Task:
         """A pipeline of list steps."""
@@ -81,7 +85,7 @@ class CodeEnv(ToolEnv):
         # Imports and helpers of the prompt, so that an answer which omits them still runs.
         preamble, _, _ = fields["prompt"].partition(f"def {fields['entry_point']}")
         return Task(
-            id=str(row.get("task_id", f"code/file/{problems.stable_seed(row['prompt']):x}")),
+            id=str(row.get("task_id", f"code/file/{stable_seed(row['prompt']):x}")),
             prompt=f"Complete this function.\n```python\n{fields['prompt'].rstrip()}\n```",
             answer=fields["prompt"] + str(row.get("canonical_solution", "")),
             payload={**fields, "preamble": preamble},
@@ -90,14 +94,7 @@ class CodeEnv(ToolEnv):
     def close(self) -> None:
         """End the session and everything that the sandbox started."""
         self._end_session()
-        if self._sandbox is not None:
-            self._sandbox.close()
-            self._sandbox = None
-
-    def _box(self) -> Sandbox:
-        if self._sandbox is None:
-            self._sandbox = self._open_sandbox()
-        return self._sandbox
+        super().close()
 
     def _end_session(self) -> None:
         if self._session is not None:

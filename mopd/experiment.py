@@ -1,0 +1,325 @@
+"""One run from its configuration to its summary: evaluate, train, evaluate."""
+
+import resource
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers.utils import logging as transformers_logging
+
+import envs
+from agents.chat import Chat
+from agents.rollout import RolloutStats, rollout_groups
+from agents.transformers_agent import TransformersAgent
+from agents.types import TrajectoryGroup
+from envs.base import EnvLimits, Split, ToolEnv
+from envs.tasks import draw_tasks, stable_seed
+from mopd.config import Config
+from mopd.evaluate import Evaluation, evaluate, gain, held_out_tasks
+from mopd.interrupt import Interrupt
+from mopd.live import View
+from mopd.objectives import Grpo, Mopd, Objective
+from mopd.run_folder import RunFolder, trajectory_record
+from mopd.student import (
+    STUDENT,
+    add_teacher_adapter,
+    device_of,
+    load_student,
+    load_tokenizer,
+)
+from mopd.teacher import LocalTeacher
+from mopd.trainer import MOPDTrainer, Rollouts, StepRecord, step_metrics
+from sandboxes.base import Limits
+from sandboxes.open import open_sandbox
+
+TINY = 50_000_000  # parameters under which a second CPU thread only costs
+
+
+def preflight(config: Config) -> None:
+    """Refuse what cannot work before anything is written or any weight is loaded.
+
+    Raises:
+        ValueError: with one line that says what, got, expected and cure.
+    """
+    device_of(config.model)
+    for split in ("train", "held_out"):
+        env = env_factory(config, split)()
+        chat = Chat(load_tokenizer(config.model), env.schemas())
+        chat.check()
+        messages, _ = env.reset(options={"task": env.task(0)})
+        length = len(chat.prompt_ids(messages))
+        env.close()
+        if length >= config.rollout.max_context:
+            raise ValueError(
+                f"the first prompt of env {config.env.name} has {length} tokens, but "
+                f"rollout.max_context is {config.rollout.max_context}; raise it"
+            )
+
+
+def run_experiment(
+    config: Config, folder: RunFolder, view: View, *, interrupt: Interrupt, resume: bool
+) -> None:
+    """Train and evaluate; writes everything of the run's folder but its configuration.
+
+    With `resume`, goes on from the last whole checkpoint. Where `interrupt` asks for it, the
+    step in progress is finished and saved, and no summary is written.
+    """
+    started = time.monotonic()
+    _quiet_libraries()
+    view.phase(f"loading {config.model.name}")
+    tokenizer = load_tokenizer(config.model)
+    student = load_student(config.model, config.lora, seed=config.seed)
+    if device_of(config.model).type == "cpu" and student.num_parameters() < TINY:
+        torch.set_num_threads(1)
+    if config.algo == "mopd" and config.teacher.kind == "ema":
+        add_teacher_adapter(student)
+    make_env = {split: env_factory(config, split) for split in ("train", "held_out")}
+    train_env, eval_env = make_env["train"](), make_env["held_out"]()
+    chat = Chat(tokenizer, train_env.schemas())
+    agent = TransformersAgent(
+        student,
+        chat,
+        temperature=config.rollout.temperature,
+        max_context=config.rollout.max_context,
+        max_episodes=config.rollout.max_concurrent,
+    )
+    tasks = held_out_tasks(eval_env, config.eval.tasks)
+
+    def evaluated(name: str, label: str) -> Evaluation:
+        view.phase(f"evaluating {label}: {len(tasks)} held-out tasks x {config.eval.samples}")
+        evaluation, groups = evaluate(agent, make_env["held_out"], tasks, config)
+        folder.write_eval(
+            name,
+            {
+                **evaluation.as_dict(),
+                "successes": evaluation.successes,
+                "rollouts": [trajectory_record(t) for g in groups for t in g.trajectories],
+            },
+        )
+        view.evaluated(label, evaluation.as_dict())
+        return evaluation
+
+    def roll_out(step: int) -> Rollouts:
+        agent.version = f"step-{step - 1}"
+        stats, begun = RolloutStats(), time.monotonic()
+        groups = rollout_groups(
+            agent,
+            make_env["train"],
+            draw_tasks(train_env, config.seed, step, config.rollout.tasks_per_step),
+            config.rollout.group_size,
+            seed=stable_seed(config.seed, "rollouts", step),
+            max_new_tokens=config.rollout.max_new_tokens,
+            max_context=config.rollout.max_context,
+            tool_workers=config.rollout.tool_workers,
+            stats=stats,
+        )
+        _refuse_broken_world(groups)
+        return Rollouts(groups, time.monotonic() - begun, stats.tool_wait_s)
+
+    def on_step(record: StepRecord) -> None:
+        metrics = step_metrics(record)
+        folder.write_rollouts(record.step, _rollout_records(record))
+        folder.append_metrics(metrics)
+        view.step({**metrics, **metrics["timing"]}, config.steps)
+        if config.eval.every and record.step % config.eval.every == 0 < config.steps - record.step:
+            evaluated(f"step-{record.step:06d}", f"after step {record.step}")
+
+    last = _last_checkpoint(folder) if resume else None
+    folder.truncate_after(_step_of(last) if last else 0)
+    stored = folder.read_eval("before") if resume else None
+    before = _stored(stored) if stored else evaluated("before", "before training")
+    trainer = MOPDTrainer(
+        student,
+        config,
+        objective_of(config, chat, student),
+        roll_out=roll_out,
+        on_step=on_step,
+        arguments=training_arguments(config, folder),
+        callbacks=[_Checkpoints(folder, config.checkpoint.keep), _Stop(interrupt)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    if not interrupt.requested:
+        view.phase(f"training: {config.steps} steps of {_rollouts_per_step(config)} rollouts")
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    if trainer.state.global_step < config.steps:
+        return
+    save_adapter(student, folder.adapter)
+    after = evaluated("after", "after training")
+    summary = {
+        "env": config.env.name,
+        "algo": config.algo,
+        "model": config.model.name,
+        "seed": config.seed,
+        "steps": config.steps,
+        "rollouts": config.steps * _rollouts_per_step(config),
+        "eval_before": before.as_dict(),
+        "eval_after": after.as_dict(),
+        "gain": _as_dict(gain(before, after)),
+        "resumed_from_step": _step_of(last) if last else None,
+        **_costs(started),
+    }
+    folder.write_summary(summary)
+    view.summary(summary)
+
+
+def env_factory(config: Config, split: Split) -> Callable[[], ToolEnv]:
+    """Makes environments as the configuration wants them."""
+    section, sandbox = config.env, config.sandbox
+    limits = EnvLimits(
+        max_turns=section.max_turns,
+        max_tool_calls=section.max_tool_calls,
+        max_observation_chars=section.max_observation_chars,
+        max_episode_s=section.max_episode_s,
+    )
+    box = Limits(
+        wall_s=sandbox.wall_s, cpu_s=sandbox.wall_s, memory_bytes=sandbox.memory_mb * 2**20
+    )
+    return lambda: envs.make(
+        section.name,
+        split=split,
+        level=section.level,
+        data=section.data if split == "train" else section.eval_data,
+        limits=limits,
+        sandbox=lambda: open_sandbox(sandbox.backend, box),
+    )
+
+
+def objective_of(config: Config, chat: Chat, student: PeftModel) -> Objective:
+    """The object behind `--algo`."""
+    if config.algo == "grpo":
+        return Grpo(config)
+    return Mopd(config, chat, LocalTeacher(student, config.teacher, config.rollout.temperature))
+
+
+def training_arguments(config: Config, folder: RunFolder) -> TrainingArguments:
+    """What the Trainer needs to know; everything else is ours."""
+    optim = config.optim
+    schedule = "constant_with_warmup" if optim.schedule == "constant" else optim.schedule
+    return TrainingArguments(
+        output_dir=str(folder.checkpoints / "partial"),
+        max_steps=config.steps,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=-(-_rollouts_per_step(config) // optim.micro_batch),
+        learning_rate=optim.lr,
+        lr_scheduler_type=schedule,
+        warmup_steps=optim.warmup_steps,
+        adam_beta2=0.99,
+        max_grad_norm=optim.max_grad_norm,
+        save_steps=config.checkpoint.every,
+        logging_strategy="no",
+        report_to=[],
+        use_cpu=device_of(config.model).type == "cpu",
+        seed=config.seed,
+        ignore_data_skip=True,  # the data is a clock
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+    )
+
+
+def save_adapter(student: PeftModel, path: Path) -> None:
+    """Write the student's adapter where PEFT and vLLM expect one."""
+    aside = path.with_name(path.name + ".partial")
+    student.save_pretrained(str(aside), selected_adapters=[STUDENT])
+    shutil.rmtree(path, ignore_errors=True)
+    (aside / STUDENT).rename(path)
+    shutil.rmtree(aside)
+
+
+class _Checkpoints(TrainerCallback):
+    """A checkpoint gets its name when it is whole; old ones go."""
+
+    def __init__(self, folder: RunFolder, keep: int) -> None:
+        self._folder, self._keep = folder, keep
+
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        name = f"checkpoint-{state.global_step}"
+        target = self._folder.checkpoints / name
+        shutil.rmtree(target, ignore_errors=True)
+        (Path(str(args.output_dir)) / name).rename(target)
+        for old in _whole_checkpoints(self._folder)[: -self._keep]:
+            shutil.rmtree(old)
+
+
+class _Stop(TrainerCallback):
+    """Ctrl-C: the step is finished, saved, and the last."""
+
+    def __init__(self, interrupt: Interrupt) -> None:
+        self._interrupt = interrupt
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._interrupt.requested:
+            control.should_save = control.should_training_stop = True
+
+
+def _whole_checkpoints(folder: RunFolder) -> list[Path]:
+    return sorted(folder.checkpoints.glob("checkpoint-*"), key=_step_of)
+
+
+def _last_checkpoint(folder: RunFolder) -> Path | None:
+    return next(reversed(_whole_checkpoints(folder)), None)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _stored(record: Mapping[str, Any]) -> Evaluation:
+    return Evaluation(
+        successes=tuple(tuple(s) for s in record["successes"]),
+        samples=record["samples"],
+        stop_reasons=record["stop_reasons"],
+        mean_turns=record["mean_turns"],
+    )
+
+
+def _rollout_records(record: StepRecord) -> list[dict[str, Any]]:
+    rows = {(row.group, row.trajectory.index): row for row in record.rows}
+    records = []
+    for number, group in enumerate(record.rollouts.groups):
+        for trajectory in group.trajectories:
+            row = rows.get((number, trajectory.index))
+            extra: dict[str, Any] = {"group": number}
+            if row is not None:
+                extra |= {"peers": row.peers, "advantage": row.advantage}
+                extra["teacher_score"] = record.teacher_scores.get((number, trajectory.index))
+            records.append(trajectory_record(trajectory, **extra))
+    return records
+
+
+def _refuse_broken_world(groups: Sequence[TrajectoryGroup]) -> None:
+    played = [t for group in groups for t in group.trajectories]
+    if all(t.errored for t in played):
+        raise RuntimeError(f"every rollout of the step errored: {played[0].error}")
+
+
+def _rollouts_per_step(config: Config) -> int:
+    return config.rollout.tasks_per_step * config.rollout.group_size
+
+
+def _as_dict(estimate: Any) -> dict[str, float]:
+    return {"mean": estimate.mean, "ci_low": estimate.ci_low, "ci_high": estimate.ci_high}
+
+
+def _costs(started: float) -> dict[str, float]:
+    """Wall and processor time of this process and its children, and its own largest memory."""
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {
+        "wall_s": time.monotonic() - started,
+        "cpu_s": own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime,
+        "peak_rss_mb": own.ru_maxrss / 1024,
+    }
+
+
+def _quiet_libraries() -> None:
+    """Their progress bars would tear the live display."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
