@@ -44,7 +44,8 @@ class ToolEnv(gymnasium.Env[Transcript, Message], ABC):
     `grade`, `generate_task` and `read_row`. Equal (seed, task) gives equal episodes.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi"]}  # noqa: RUF012 - Gymnasium's own name
+    # Gymnasium's own name; its check_env asks for the frames per second of text, too.
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012
     system_prompt: ClassVar[str]
     levels: ClassVar[range]
     default_level: ClassVar[int]

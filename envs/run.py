@@ -168,9 +168,12 @@ def plan(config: "Config") -> Iterator[str]:
     """The resolved configuration with, as comments, what each part uses and how much memory."""
     from importlib.metadata import version
 
+    from mopd.experiment import env_factory
     from mopd.settings import dump_toml
     from mopd.student import device_of, dtype_of, model_path
 
+    env_factory(config, "train")().close()  # refuses a level or a data file
+    env_factory(config, "held_out")().close()
     device = device_of(config.model)
     dtype = dtype_of(config.model, device)
     yield dump_toml(config)

@@ -33,7 +33,8 @@ def read_jsonl(path: Path, read_row: Callable[[Mapping[str, Any]], Task]) -> tup
     """
     tasks: list[Task] = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): texts may hold other line separators, such as U+2028.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     for number, line in enumerate(lines, start=1):
@@ -56,7 +57,10 @@ def read_jsonl(path: Path, read_row: Callable[[Mapping[str, Any]], Task]) -> tup
 class TaskSource(Protocol):
     """Part of `ToolEnv`: tasks by seed, or by row where there is a data file."""
 
-    rows: Sequence[Task] | None
+    @property
+    def rows(self) -> Sequence[Task] | None:
+        """The tasks of the data file, if there is one."""
+        ...
 
     def task(self, seed: int) -> Task:
         """The task of a seed."""

@@ -47,9 +47,7 @@ class RunFolder:
         folder = cls(path)
         try:
             if path.is_dir() and any(path.iterdir()):
-                cure = (
-                    f"continue it with --resume {path}, or " if folder.config_path.exists() else ""
-                )
+                cure = f"use --resume {path}, or " if folder.config_path.exists() else ""
                 raise FolderError(f"{path} is not empty; {cure}choose another --out")
             path.mkdir(parents=True, exist_ok=True)
             write_whole(folder.config_path, dump_toml(config))

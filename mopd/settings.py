@@ -179,7 +179,12 @@ def _refuse_unknown(values: Mapping[str, Any], where: str = "") -> None:
         raise SettingsError(f"{where}{unknown!r} is a section; set one of {', '.join(section)}")
     last = unknown.rpartition(".")[2]
     same_name = [key for key in _SETTINGS if key.rpartition(".")[2] == last]
-    near = same_name or difflib.get_close_matches(unknown, _SETTINGS, n=1)
+    if section:  # its name is right, so it must not count as likeness
+        names = [key.removeprefix(f"{first}.") for key in section]
+        close = [f"{first}.{name}" for name in difflib.get_close_matches(last, names, n=1)]
+    else:
+        close = difflib.get_close_matches(unknown, _SETTINGS, n=1)
+    near = same_name or close
     cure = (
         f"did you mean {' or '.join(map(repr, near[:3]))}?"
         if near

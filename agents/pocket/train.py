@@ -1,7 +1,7 @@
 """`python -m agents.pocket.train`: the recipe that made the pocket student, from nothing.
 
 Nothing here knows a task's answer. Transcripts come from the noisy demonstrators, and so do the
-peers in a prompt: in half of the prompts with a successful peer even the "success" is a random
+peers in a prompt: in many prompts with a successful peer even the "success" is a random
 reading, so what can be learnt is to follow successful peers and to avoid failed ones, not the
 answers. Only train families are seen. Equal seeds give equal weights on one machine.
 """
@@ -34,7 +34,8 @@ CONTEXTS = {"": 0.22, "S": 0.11, "SS": 0.08, "SF": 0.10, "SSF": 0.21, "F": 0.12,
             "Fb": 0.06, "b": 0.04}  # fmt: skip
 MAX_TOKENS = 1100
 BATCH_TOKENS = 3072
-OWN, PROMPT = 1.0, 0.3  # loss weights: the agent's tokens, the task and its evidence
+# Loss weights: the agent's tokens, the task, the evidence (little, or the student recites it).
+OWN, TASK, EVIDENCE = 1.0, 0.3, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,15 +158,16 @@ def make_example(
         feedback=demonstrator.feedback(task, shown[-1]) if "b" in kind else "",
     )
     messages = [Message("system", demonstrator.envs[1].system_prompt), Message("user", task.prompt)]
-    prompt = teacher_prompt_ids(messages, context, PromptSection(), chat).token_ids
+    prompt = teacher_prompt_ids(messages, context, PromptSection(), chat)
+    ids = list(prompt.token_ids)
     head = len(chat.encode(chat.render(messages[:1]))) - 3  # constant text teaches nothing
-    ids = list(prompt)
-    weights = [0.0] * head + [PROMPT] * (len(ids) - head)
+    evidence = prompt.evidence_spans[0][0] if prompt.evidence_spans else len(ids)
+    weights = [0.0] * head + [TASK] * (evidence - head) + [EVIDENCE] * (len(ids) - evidence)
     for message in demonstrator.act(rng, task, target):
         if message.role == "tool":
             piece, weight = chat.continuation_ids([message]), 0.0
         else:
-            piece, weight = chat.encode(assistant_text(message)) + [chat.eos_id], OWN
+            piece, weight = [*chat.encode(assistant_text(message)), chat.eos_id], OWN
         ids += piece
         weights += [weight] * len(piece)
     return Example(ids, weights) if len(ids) <= MAX_TOKENS else None
@@ -186,7 +188,7 @@ def _readings(
     """What the target and the successful peers read, and what each failed one read."""
     failures = max(kind.count("F") + kind.count("b"), 1)
     if "S" in kind:
-        draw = demonstrator.read if rng.random() < 0.5 else demonstrator.guess
+        draw = demonstrator.read if rng.random() < 0.6 else demonstrator.guess
         target = draw(rng, task)
         wrong = (_other_than(rng, demonstrator, task, {target}) for _ in range(failures))
         return target, list(wrong)
@@ -256,7 +258,7 @@ def batches(
         bare = 0.75 * max(0.0, 1 - done / steps / 0.35)
         pool: list[Example] = []
         while len(pool) < 160:
-            demonstrator = rng.choice(list(chats))
+            demonstrator = rng.choices(list(chats), [d.share for d in chats])[0]
             kind = rng.choices(list(CONTEXTS), list(CONTEXTS.values()))[0]
             kind = "" if rng.random() < bare else kind
             example = make_example(rng, demonstrator, chats[demonstrator], kind)
