@@ -10,8 +10,10 @@ PYTHON = python3
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# One thread: models this small are slower on two, and tests run side by side.
+# Quiet: what pip still says is an error; the build backend's general advice is none.
+PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install -qq --disable-pip-version-check
+# One thread: models this small are slower on two. Tests run one after another: two workers of
+# pytest-xdist took twice as long on two busy cores, and some tests watch the clock.
 ONE_THREAD := OMP_NUM_THREADS=1
 
 .PHONY: run test check clean

@@ -8,10 +8,11 @@ masked holes in the cache.
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
 from agents.base import EngineError, TurnRequest
 from agents.chat import Chat
@@ -39,7 +40,8 @@ class TransformersAgent:
     """Samples from a causal language model of transformers (or PEFT around one).
 
     Equal seeds give equal tokens: every episode draws from its own generator, and what is in
-    the batch at a step depends on tokens only, not on how long tools took.
+    the batch at a step depends on tokens only, not on how long tools took. The model is left in
+    eval mode (a Trainer switches back by itself).
     """
 
     def __init__(
@@ -56,10 +58,10 @@ class TransformersAgent:
         self.temperature, self.max_context = temperature, max_context
         self.max_episodes = max_episodes
         self.clock = 0
-        config: PreTrainedModel | torch.nn.Module = getattr(model, "config")  # noqa: B009
+        self._config: Any = model.config
         # A masked hole takes a place in a sliding window, which would shorten it.
-        self.pause_steps = 0 if getattr(config, "sliding_window", None) else PAUSE_STEPS
-        self._config = config
+        sliding = "sliding_attention" in (getattr(self._config, "layer_types", None) or ())
+        self.pause_steps = 0 if sliding else PAUSE_STEPS
         self._device = next(model.parameters()).device
         self._rows: list[_Row] = []
         self._known: dict[int, _Row] = {}
@@ -81,8 +83,6 @@ class TransformersAgent:
 
     def advance(self, until: int | None = None) -> list[Turn]:
         """Decode until a turn ends or the clock says `until`."""
-        was_training = self.model.training
-        self.model.eval()
         try:
             with torch.no_grad():
                 while any(row.generating for row in self._rows):
@@ -99,8 +99,6 @@ class TransformersAgent:
                 f"out of GPU memory with {len(self._rows)} episodes in the batch; "
                 "lower rollout.max_concurrent"
             ) from error
-        finally:
-            self.model.train(was_training)
 
     def release(self, episode: int) -> None:
         """Drop the episode's row at the next compaction."""
@@ -122,8 +120,7 @@ class TransformersAgent:
         mask_PT = mask_PT.to(self._device)
         self._cache = DynamicCache(config=self._config)
         positions_PT = (mask_PT.cumsum(1) - 1).clamp(min=0)
-        was_training = self.model.training
-        self.model.eval()
+        self.model.eval()  # gradient checkpointing would switch the cache off
         with torch.no_grad():
             logits_PV = self.model(
                 input_ids=ids_PT.to(self._device),
@@ -133,7 +130,6 @@ class TransformersAgent:
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]
-        self.model.train(was_training)
         place = {prompt: i for i, prompt in enumerate(prompts)}
         of_row = torch.tensor([place[tuple(r.token_ids)] for r in requests], device=self._device)
         self._cache.batch_select_indices(of_row)

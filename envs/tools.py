@@ -56,7 +56,11 @@ def call_tool(tools: Mapping[str, BaseTool], call: ToolCall, max_chars: int) -> 
 
 
 def clip(text: str, max_chars: int) -> str:
-    """Keep the two ends of a text that is too long, and say how much is missing."""
+    """Keep the two ends of a text that is too long, and say how much is missing.
+
+    Half of a surrogate pair, which no file and no tokenizer takes, becomes a question mark.
+    """
+    text = text.encode("utf-8", "replace").decode("utf-8")
     if len(text) <= max_chars:
         return text
     mark = f"\n... {len(text) - max_chars} characters left out ...\n"

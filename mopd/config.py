@@ -67,6 +67,9 @@ class RolloutSection(Section):
     max_new_tokens: int = Field(256, ge=1, description="sampled tokens of one episode")
     max_context: int = Field(1024, ge=32, description="tokens of a whole transcript")
     max_concurrent: int = Field(64, ge=1, description="episodes in one decoding batch")
+    merge_adapter: bool = Field(
+        True, description="sample with the adapter inside the weights: faster, one more copy"
+    )
     tool_workers: int = Field(4, ge=1, description="threads that run tools and judges")
 
 

@@ -3,7 +3,9 @@
 import resource
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from mopd.student import (
     device_of,
     load_student,
     load_tokenizer,
+    merged,
 )
 from mopd.teacher import LocalTeacher
 from mopd.trainer import MOPDTrainer, Rollouts, StepRecord, step_metrics
@@ -70,7 +73,7 @@ def run_experiment(
     step in progress is finished and saved, and no summary is written.
     """
     started = time.monotonic()
-    _quiet_libraries()
+    quiet_libraries()
     view.phase(f"loading {config.model.name}")
     tokenizer = load_tokenizer(config.model)
     student = load_student(config.model, config.lora, seed=config.seed)
@@ -90,9 +93,14 @@ def run_experiment(
     )
     tasks = held_out_tasks(eval_env, config.eval.tasks)
 
-    def evaluated(name: str, label: str) -> Evaluation:
+    def sampling() -> AbstractContextManager[None]:
+        return merged(student) if config.rollout.merge_adapter else nullcontext()
+
+    def evaluated(name: str, label: str, step: int) -> Evaluation:
+        agent.version = f"step-{step}"
         view.phase(f"evaluating {label}: {len(tasks)} held-out tasks x {config.eval.samples}")
-        evaluation, groups = evaluate(agent, make_env["held_out"], tasks, config)
+        with sampling():
+            evaluation, groups = evaluate(agent, make_env["held_out"], tasks, config)
         folder.write_eval(
             name,
             {
@@ -107,17 +115,18 @@ def run_experiment(
     def roll_out(step: int) -> Rollouts:
         agent.version = f"step-{step - 1}"
         stats, begun = RolloutStats(), time.monotonic()
-        groups = rollout_groups(
-            agent,
-            make_env["train"],
-            draw_tasks(train_env, config.seed, step, config.rollout.tasks_per_step),
-            config.rollout.group_size,
-            seed=stable_seed(config.seed, "rollouts", step),
-            max_new_tokens=config.rollout.max_new_tokens,
-            max_context=config.rollout.max_context,
-            tool_workers=config.rollout.tool_workers,
-            stats=stats,
-        )
+        with sampling():
+            groups = rollout_groups(
+                agent,
+                make_env["train"],
+                draw_tasks(train_env, config.seed, step, config.rollout.tasks_per_step),
+                config.rollout.group_size,
+                seed=stable_seed(config.seed, "rollouts", step),
+                max_new_tokens=config.rollout.max_new_tokens,
+                max_context=config.rollout.max_context,
+                tool_workers=config.rollout.tool_workers,
+                stats=stats,
+            )
         _refuse_broken_world(groups)
         return Rollouts(groups, time.monotonic() - begun, stats.tool_wait_s)
 
@@ -127,12 +136,12 @@ def run_experiment(
         folder.append_metrics(metrics)
         view.step({**metrics, **metrics["timing"]}, config.steps)
         if config.eval.every and record.step % config.eval.every == 0 < config.steps - record.step:
-            evaluated(f"step-{record.step:06d}", f"after step {record.step}")
+            evaluated(f"step-{record.step:06d}", f"after step {record.step}", record.step)
 
     last = _last_checkpoint(folder) if resume else None
     folder.truncate_after(_step_of(last) if last else 0)
     stored = folder.read_eval("before") if resume else None
-    before = _stored(stored) if stored else evaluated("before", "before training")
+    before = _stored(stored) if stored else evaluated("before", "before training", 0)
     trainer = MOPDTrainer(
         student,
         config,
@@ -149,7 +158,7 @@ def run_experiment(
     if trainer.state.global_step < config.steps:
         return
     save_adapter(student, folder.adapter)
-    after = evaluated("after", "after training")
+    after = evaluated("after", "after training", config.steps)
     summary = {
         "env": config.env.name,
         "algo": config.algo,
@@ -319,7 +328,9 @@ def _costs(started: float) -> dict[str, float]:
     }
 
 
-def _quiet_libraries() -> None:
-    """Their progress bars would tear the live display."""
+def quiet_libraries() -> None:
+    """Their progress bars and warnings would tear the live display."""
+    # PEFT 0.21 asks transformers 5.2x for a property that was renamed.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -14,7 +14,7 @@ from agents.types import TrajectoryGroup
 from envs.types import StopReason
 from mopd.config import Config
 from mopd.objectives import Objective, Row
-from mopd.scoring import sampled_hidden
+from mopd.scoring import Scored, sampled_hidden
 from mopd.statistics import task_aucs
 from mopd.student import blend_teacher
 
@@ -112,8 +112,8 @@ class MOPDTrainer(Trainer):
         if record is None or num_items_in_batch is None:
             raise RuntimeError("compute_loss() outside a training step")
         if not rows:
-            # Every rank and micro-batch must take part in the backward pass.
-            return sum(p.sum() * 0.0 for p in model.parameters() if p.requires_grad)  # type: ignore[return-value]
+            # DDP reduces what went through its forward: a rank that skips it leaves others waiting.
+            return sampled_hidden(model, [Scored((0,), (0,), (True,))]).sum() * 0.0
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
         hidden_NH = sampled_hidden(model, [row.scored for row in rows])
         token_loss = self.objective.loss(rows, hidden_NH, head)

@@ -28,7 +28,7 @@ def open_env(name: str, **options: Any) -> ToolEnv:
     return gymnasium.make(f"mopd/{name}-v0", **options).unwrapped  # type: ignore[return-value]
 
 
-@pytest.fixture()
+@pytest.fixture
 def env(name: str) -> Iterator[ToolEnv]:
     opened = open_env(name)
     opened.reset(seed=0)
@@ -272,9 +272,7 @@ def test_no_message_raises(env: ToolEnv, data: st.DataObject) -> None:
     env.reset(seed=0)
     tool = first_tool(env)
     fields = st.dictionaries(st.sampled_from(list(tool.args)), texts, min_size=1).map(json.dumps)
-    calls = st.builds(
-        ToolCall, texts, st.just(tool.name) | texts | st.just(""), arguments | fields
-    )
+    calls = st.builds(ToolCall, texts, st.just(tool.name) | texts | st.just(""), arguments | fields)
     message = data.draw(
         st.builds(said, calls, content=texts) | st.builds(lambda c: said(content=c), texts)
     )
@@ -315,10 +313,20 @@ def test_an_unknown_tool_with_a_long_name_is_cut() -> None:
 
 def test_clip_keeps_both_ends() -> None:
     assert clip("short", 10) == "short"
+    assert clip("half a pair: \ud800 \u00e9", 20) == "half a pair: ? \u00e9"
     cut = clip("a" * 500 + "b" * 500, 100)
     assert len(cut) == 100
     assert cut.startswith("aaa")
     assert cut.endswith("bbb")
+
+
+@pytest.mark.parametrize("code", ["raise ValueError('\\ud800')", "'\\ud800'", "\ud800"])
+def test_what_a_program_says_can_be_encoded(code: str) -> None:
+    env = open_env("code")
+    env.reset(seed=0)
+    call = replace(good_call(env), arguments=json.dumps({"code": code}))
+    env.step(said(call))[0][0].content.encode("utf-8")
+    env.close()
 
 
 def test_an_instance_keeps_nothing_of_the_last_episode() -> None:

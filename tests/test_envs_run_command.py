@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from envs import NAMES
-from envs.run import configure, listing, main, memory, parse
+from envs.run import configure, listing, main, parse
 from mopd.config import Config
+from mopd.dry_run import memory
 from mopd.interrupt import Interrupt
 from mopd.run_folder import RunFolder
 from mopd.settings import choices, dump_toml

@@ -20,16 +20,11 @@ from envs.types import Message, Task, ToolCall
 
 Belief = Mapping[str, float]  # candidate meaning -> probability
 Reading = tuple[str, ...]  # one meaning for each phrase of the task
-LEVELS = {1: 0.2, 2: 0.48, 3: 0.18, 4: 0.14}
+LEVELS = {1: 0.2, 2: 0.45, 3: 0.2, 4: 0.15}
 
 
 class Demonstrator(ABC):
-    """Somebody who plays one environment, badly on purpose.
-
-    `share` is its part of the warm start's episodes.
-    """
-
-    share: float
+    """Somebody who plays one environment, badly on purpose."""
 
     def __init__(self) -> None:
         self.envs = {level: self.env_class(level=level) for level in LEVELS}
@@ -87,7 +82,6 @@ class CalculatorDemonstrator(Demonstrator):
     """Confuses operations, drops parentheses."""
 
     env_class = CalculatorEnv
-    share = 0.6  # its episodes are half as long
     _confusion = {"+": "*", "-": "/", "*": "+", "/": "-"}  # noqa: RUF012 - a constant
 
     def beliefs(self, task: Task) -> Sequence[Belief]:
@@ -129,7 +123,7 @@ class CalculatorDemonstrator(Demonstrator):
     def feedback(self, task: Task, reading: Reading) -> str:
         """The verifier only says which answer was wrong."""
         answer = self.act(random.Random(0), task, reading)[-1]
-        return self.envs[1].grade(Task("", "", "none"), answer).feedback
+        return self.envs[1].grade(Task("", "", "-0.5"), answer).feedback
 
     def _use(self, expression: str) -> list[Message]:
         try:
@@ -161,7 +155,6 @@ class CodeDemonstrator(Demonstrator):
     """Confuses list steps with others of their kind."""
 
     env_class = CodeEnv
-    share = 0.4
     _examples = ("[3, -1, 4, -2]", "[2, 7, -6, -3]", "[-8, 1, 6, 9]")
 
     def beliefs(self, task: Task) -> Sequence[Belief]:

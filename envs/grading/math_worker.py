@@ -6,6 +6,7 @@ the machine is decides nothing. It ends with its standard input, so also when it
 """
 
 import atexit
+import contextlib
 import json
 import resource
 import signal
@@ -26,7 +27,7 @@ class MathWorker:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._process: subprocess.Popen[str] | None = None
 
     def equal(self, expected: str, answer: str) -> bool:
@@ -38,7 +39,9 @@ class MathWorker:
         with self._lock:
             # A process that ended between two questions (or belongs to the parent of a fork,
             # where poll() tells the same) is replaced.
-            if self._process is None or self._process.poll() is not None:
+            if self._process is not None and self._process.poll() is not None:
+                self.close()
+            if self._process is None:
                 self._process = _start()
                 atexit.register(self.close)
             process = self._process
@@ -49,7 +52,7 @@ class MathWorker:
                 reply = ""
             if reply:
                 return bool(json.loads(reply))
-        self.close()
+            self.close()
         if process.returncode in _ENDED_BY_ANSWER:
             return False
         # Late: this file is also the worker's script, which needs nothing of the project.
@@ -61,9 +64,14 @@ class MathWorker:
         """End the process; the next question starts another."""
         atexit.unregister(self.close)
         with self._lock:
-            if self._process is not None:
-                self._process.communicate()
-                self._process = None
+            if self._process is None:
+                return
+            for pipe in (self._process.stdin, self._process.stdout):
+                with contextlib.suppress(BrokenPipeError):
+                    if pipe is not None:
+                        pipe.close()
+            self._process.wait()
+            self._process = None
 
 
 def _start() -> "subprocess.Popen[str]":

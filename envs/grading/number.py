@@ -9,7 +9,7 @@ from envs.types import Verdict
 MAX_ANSWER_CHARS = 200
 _NUMBER = re.compile(r"(?:(?<![\w)])[-+])?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?")
 _BRACE = re.compile(r"\\boxed\{|[{}]")
-_PLAIN = re.compile(r"[-+]?(\d{1,100}(\.\d{1,100})?|\.\d{1,100})(/0*[1-9]\d{0,99})?")
+_PLAIN = re.compile(r"[-+]?(\d{1,100}(\.\d{1,100})?|\.\d{1,100})(/0{0,50}[1-9]\d{0,99})?")
 _math_verify = MathWorker()
 
 
@@ -53,7 +53,7 @@ def equal_numbers(answer: str, expected: str) -> bool:
 
 def plain_number(text: str) -> Fraction | None:
     """The value of a number like `1,234`, `-0.5`, `$12` or `3/4`; None for anything else."""
-    cleaned = text.replace("\\$", "$").replace("\\,", " ").strip(" $.")
+    cleaned = text.replace("\\$", "$").replace("\\,", " ").strip(" $").rstrip(".")
     cleaned = re.sub(r"(?<=\d)[, ](?=\d{3}(?!\d))", "", cleaned)
     cleaned = re.sub(r"\s*/\s*", "/", cleaned)
     if not _PLAIN.fullmatch(cleaned):
