@@ -79,9 +79,7 @@ def generate(rng: random.Random, level: int, held: bool) -> Task:
 
 def story_prompt(name: str, thing: str, start: int, phrases: Sequence[str]) -> str:
     """The text of a story; `phrases` already hold their numbers."""
-    steps = " ".join(
-        f"{'Then ' if i else ''}{name} {phrase}." for i, phrase in enumerate(phrases)
-    )
+    steps = " ".join(f"{'Then ' if i else ''}{name} {phrase}." for i, phrase in enumerate(phrases))
     return f"{name} has {start} {thing}. {steps} How many {thing} does {name} have now?"
 
 
