@@ -34,6 +34,7 @@ class _Episode:
     index: int
     env: ToolEnv
     seed: int
+    prompt_ids: Sequence[int] | None
     token_ids: list[int] = field(default_factory=list)
     sampled_mask: list[bool] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -57,13 +58,17 @@ def rollout_groups(
     max_new_tokens: int,
     max_context: int,
     tool_workers: int = 4,
+    prompts: Sequence[Sequence[int]] | None = None,
     stats: RolloutStats | None = None,
 ) -> tuple[TrajectoryGroup, ...]:
     """Play every task `group_size` times; groups come back in the order of the tasks.
 
     Each episode is seeded by (`seed`, place, task id, index): equal seeds give equal groups. A
     sandbox or engine that fails ends its episode with `StopReason.ERROR` and no verdict.
+    `prompts`: token ids for each task that the agent reads instead of the rendered first messages.
     """
+    if prompts is not None and len(prompts) != len(tasks):
+        raise ValueError(f"got {len(prompts)} prompts for {len(tasks)} tasks; expected one each")
     stats = stats if stats is not None else RolloutStats()
     plan = [(p, task, i) for p, task in enumerate(tasks) for i in range(group_size)]
     played: list[Trajectory] = []
@@ -71,7 +76,14 @@ def rollout_groups(
         for start in range(0, len(plan), agent.max_episodes):
             wave = plan[start : start + agent.max_episodes]
             episodes = [
-                _Episode(n, task, index, make_env(), stable_seed(seed, place, task.id, index))
+                _Episode(
+                    n,
+                    task,
+                    index,
+                    make_env(),
+                    stable_seed(seed, place, task.id, index),
+                    prompts[place] if prompts is not None else None,
+                )
                 for n, (place, task, index) in enumerate(wave)
             ]
             try:
@@ -106,7 +118,8 @@ def _play(
     for episode, messages in zip(episodes, started, strict=True):
         episode.messages += messages
         if not episode.error:
-            episode.extend(agent.chat.prompt_ids(messages), None)
+            given = episode.prompt_ids
+            episode.extend(agent.chat.prompt_ids(messages) if given is None else given, None)
             if len(episode.token_ids) >= max_context:
                 _stop(episode, StopReason.CONTEXT_OVERFLOW)
     speaking = {e.number: e for e in episodes if e.env.stop_reason is None}

@@ -66,7 +66,7 @@ class RolloutSection(Section):
     temperature: float = Field(1.0, gt=0)
     max_new_tokens: int = Field(256, ge=1, description="sampled tokens of one episode")
     max_context: int = Field(1024, ge=32, description="tokens of a whole transcript")
-    max_concurrent: int = Field(64, ge=1, description="episodes in one decoding batch")
+    max_concurrent: int = Field(128, ge=1, description="episodes in one decoding batch")
     merge_adapter: bool = Field(
         True, description="sample with the adapter inside the weights: faster, one more copy"
     )

@@ -332,5 +332,6 @@ def quiet_libraries() -> None:
     """Their progress bars and warnings would tear the live display."""
     # PEFT 0.21 asks transformers 5.2x for a property that was renamed.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    library: Any = transformers_logging  # its functions have no annotations
+    library.set_verbosity_error()
+    library.disable_progress_bar()

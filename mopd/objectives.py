@@ -13,7 +13,7 @@ from mopd import losses
 from mopd.config import Config
 from mopd.peers import PeerContext, build_peer_contexts
 from mopd.prompts import Chat, teacher_prompts
-from mopd.scoring import Scored, in_chunks, sampled_ids
+from mopd.scoring import Scored, in_chunks, sampled_ids, scaled_logits
 from mopd.teacher import Teacher
 
 
@@ -62,7 +62,7 @@ class Objective(Protocol):
         ...
 
     def loss(
-        self, rows: Sequence[Row], hidden_NH: torch.Tensor, head: torch.nn.Module
+        self, rows: Sequence[Row], hidden_NH: torch.Tensor, head: torch.nn.Linear
     ) -> TokenLoss:
         """Loss of each sampled token, from the student's hidden states that predict them."""
         ...
@@ -103,22 +103,18 @@ class Mopd:
         return tuple(rows)
 
     def loss(
-        self, rows: Sequence[Row], hidden_NH: torch.Tensor, head: torch.nn.Module
+        self, rows: Sequence[Row], hidden_NH: torch.Tensor, head: torch.nn.Linear
     ) -> TokenLoss:
         """Equation of mopd.md: w * D_alpha(p_S || p_T) on the student's top-k and a tail."""
         config, temperature = self._config.loss, self._config.rollout.temperature
-        vocabulary = head.weight.size(0)  # type: ignore[operator, union-attr]
+        vocabulary = head.out_features
         tokens_N = sampled_ids([row.scored for row in rows], hidden_NH.device)
 
-        def logits_of(hidden: torch.Tensor) -> torch.Tensor:
-            return head(hidden).float() / temperature  # type: ignore[no-any-return]
+        def support(hidden: torch.Tensor) -> torch.Tensor:
+            return losses.support(scaled_logits(head, hidden, temperature), config.top_k)
 
         with torch.no_grad():
-            ids_NK = in_chunks(
-                lambda hidden: losses.support(logits_of(hidden), config.top_k),
-                vocabulary,
-                hidden_NH.detach(),
-            )
+            ids_NK = in_chunks(support, vocabulary, hidden_NH.detach())
         teacher_NK1 = self._teacher.score(
             [row.taught for row in rows], torch.cat([ids_NK, tokens_N[:, None]], 1)
         )
@@ -132,7 +128,7 @@ class Mopd:
             tokens: torch.Tensor,
             sampled: torch.Tensor,
         ) -> torch.Tensor:
-            logits = logits_of(hidden)
+            logits = scaled_logits(head, hidden, temperature)
             student = losses.support_logprobs(logits, ids, config.tail)
             per_token = losses.divergence(student, teacher, config.divergence, config.alpha)
             if config.importance_clip is None:
@@ -169,18 +165,17 @@ class Grpo:
         return tuple(rows)
 
     def loss(
-        self, rows: Sequence[Row], hidden_NH: torch.Tensor, head: torch.nn.Module
+        self, rows: Sequence[Row], hidden_NH: torch.Tensor, head: torch.nn.Linear
     ) -> TokenLoss:
         """The clipped surrogate of PPO with the group's advantage at every token."""
         temperature = self._config.rollout.temperature
         tokens_N = sampled_ids([row.scored for row in rows], hidden_NH.device)
 
         def now_of(hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-            logits = head(hidden).float() / temperature
-            return logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]  # type: ignore[no-any-return]
+            logits = scaled_logits(head, hidden, temperature)
+            return logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
 
-        vocabulary = head.weight.size(0)  # type: ignore[operator, union-attr]
-        now_N = in_chunks(now_of, vocabulary, hidden_NH, tokens_N)
+        now_N = in_chunks(now_of, head.out_features, hidden_NH, tokens_N)
         advantage_N = torch.tensor(
             [row.advantage for row in rows for _ in range(row.trajectory.sampled_tokens)],
             device=hidden_NH.device,

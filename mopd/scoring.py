@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedConfig
 
 MAX_LOGITS = 2**26  # elements of one chunk of logits: 256 MiB in float32
 
@@ -59,7 +59,7 @@ def sampled_hidden(model: torch.nn.Module, rows: Sequence[Scored]) -> torch.Tens
 
 @torch.no_grad()
 def shared_context_hidden(
-    backbone: torch.nn.Module, config: object, rows: Sequence[Scored]
+    backbone: torch.nn.Module, config: PreTrainedConfig, rows: Sequence[Scored]
 ) -> torch.Tensor:
     """hidden_NH as `sampled_hidden`, without gradients and with each distinct context run once.
 
@@ -112,6 +112,14 @@ def shared_context_hidden(
     return predicting[sampled_BT.to(device)]
 
 
+def scaled_logits(
+    head: torch.nn.Linear, hidden_NH: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """logits_NV at the temperature of sampling, in float32."""
+    logits_NV: torch.Tensor = head(hidden_NH)
+    return logits_NV.float() / temperature
+
+
 def in_chunks(
     function: Callable[..., torch.Tensor], vocabulary: int, *tensors: torch.Tensor
 ) -> torch.Tensor:
@@ -122,7 +130,7 @@ def in_chunks(
     size = max(1, MAX_LOGITS // vocabulary)
     if len(tensors[0]) <= size:
         return function(*tensors)
-    pieces = zip(*(tensor.split(size) for tensor in tensors), strict=True)
+    pieces = zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)
     if not torch.is_grad_enabled():
         return torch.cat([function(*piece) for piece in pieces])
     return torch.cat([checkpoint(function, *piece, use_reentrant=False) for piece in pieces])

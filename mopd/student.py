@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, LoraModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from agents import pocket
@@ -64,9 +65,11 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
 def load_student(model: ModelSection, lora: LoraSection, *, seed: int) -> PeftModel:
     """The base model with a fresh adapter `student`; only the adapter is trainable."""
     device = device_of(model)
-    base = AutoModelForCausalLM.from_pretrained(
+    # Any: the decorators of transformers hide the signature of `to`.
+    base: Any = AutoModelForCausalLM.from_pretrained(
         model_path(model.name), dtype=dtype_of(model, device)
-    ).to(device)
+    )
+    base.to(device)
     if model.gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
         base.enable_input_require_grads()
@@ -81,7 +84,7 @@ def load_student(model: ModelSection, lora: LoraSection, *, seed: int) -> PeftMo
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return get_peft_model(base, config, adapter_name=STUDENT)  # type: ignore[return-value]
+        return get_peft_model(base, config, adapter_name=STUDENT)
 
 
 def add_teacher_adapter(student: PeftModel) -> None:
@@ -113,11 +116,12 @@ def acting(student: PeftModel, adapter: str | None) -> Iterator[None]:
             yield
     else:
         # inference_mode: otherwise PEFT would make this adapter trainable.
-        student.base_model.set_adapter(adapter, inference_mode=True)
+        tuner = cast(LoraModel, student.base_model)
+        tuner.set_adapter(adapter, inference_mode=True)
         try:
             yield
         finally:
-            student.base_model.set_adapter(STUDENT)
+            tuner.set_adapter(STUDENT)
 
 
 @contextmanager
@@ -127,7 +131,8 @@ def merged(student: PeftModel) -> Iterator[None]:
     The base weights come back bit for bit: they are put aside, not subtracted again. Costs one
     more copy of the adapted matrices, and in bfloat16 a rounding that the importance weight sees.
     """
-    layers = [module for module in student.modules() if isinstance(module, LoraLayer)]
+    # Any: `get_delta_weight` belongs to the subclasses of LoraLayer, which share no protocol.
+    layers: list[Any] = [module for module in student.modules() if isinstance(module, LoraLayer)]
     weights = [layer.get_base_layer().weight for layer in layers]
     originals = [weight.data for weight in weights]
     try:

@@ -1,13 +1,14 @@
 """The teacher: the student's own model, conditioned on evidence that the student did not have."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from mopd.config import TeacherSection
-from mopd.scoring import Scored, in_chunks, shared_context_hidden
+from mopd.scoring import Scored, in_chunks, scaled_logits, shared_context_hidden
 from mopd.student import STUDENT, TEACHER, acting
 
 
@@ -36,7 +37,7 @@ class LocalTeacher:
     @torch.no_grad()
     def score(self, rows: Sequence[Scored], ids_NK: torch.Tensor) -> torch.Tensor:
         """See `Teacher.score`."""
-        base = self._student.get_base_model()
+        base = cast(PreTrainedModel, self._student.get_base_model())
         with acting(self._student, self._adapter):
             hidden_NH = shared_context_hidden(base.base_model, base.config, rows)
         if len(hidden_NH) != len(ids_NK):
@@ -44,10 +45,11 @@ class LocalTeacher:
                 f"asked for log-probabilities at {len(ids_NK)} positions, but the "
                 f"{len(rows)} rows have {len(hidden_NH)} sampled tokens"
             )
-        head = base.get_output_embeddings()
+        # The library's getter has no annotations.
+        head: torch.nn.Linear = base.get_output_embeddings()  # type: ignore[no-untyped-call]
 
         def gathered(hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-            logits = head(hidden).float() / self._temperature
+            logits = scaled_logits(head, hidden, self._temperature)
             return logits.log_softmax(-1).gather(-1, ids)
 
-        return in_chunks(gathered, head.weight.size(0), hidden_NH, ids_NK)
+        return in_chunks(gathered, head.out_features, hidden_NH, ids_NK)

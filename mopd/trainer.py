@@ -62,7 +62,8 @@ class MOPDTrainer(Trainer):
         arguments: TrainingArguments,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        self.config, self.objective = config, objective
+        self.config = config
+        self.objective: Objective = objective
         self.roll_out, self.on_step = roll_out, on_step
         self.record: StepRecord | None = None
         steps = _Steps(config.steps * arguments.gradient_accumulation_steps)
@@ -70,7 +71,6 @@ class MOPDTrainer(Trainer):
             model=student,
             args=arguments,
             train_dataset=steps,
-            data_collator=list,
             callbacks=[_EndOfStep(self), *callbacks],
         )
 
@@ -114,16 +114,18 @@ class MOPDTrainer(Trainer):
         if not rows:
             # DDP reduces what went through its forward: a rank that skips it leaves others waiting.
             return sampled_hidden(model, [Scored((0,), (0,), (True,))]).sum() * 0.0
-        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        head: torch.nn.Linear = self.accelerator.unwrap_model(model).get_output_embeddings()
         hidden_NH = sampled_hidden(model, [row.scored for row in rows])
         token_loss = self.objective.loss(rows, hidden_NH, head)
         loss = token_loss.loss_N.sum() / num_items_in_batch
         record.loss += float(loss.detach())
         if token_loss.teacher_logprobs_N is not None:
             sizes = [row.trajectory.sampled_tokens for row in rows]
-            for row, logprobs in zip(rows, token_loss.teacher_logprobs_N.split(sizes), strict=True):
+            scores = torch.split(token_loss.teacher_logprobs_N, sizes)
+            for row, logprobs in zip(rows, scores, strict=True):
                 record.teacher_scores[row.group, row.trajectory.index] = float(logprobs.mean())
-        return loss * self.accelerator.num_processes  # DDP averages over ranks
+        ranks: int = self.accelerator.num_processes
+        return loss * ranks  # DDP averages over them
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: the inputs are rollouts, not tensors."""

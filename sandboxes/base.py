@@ -54,7 +54,7 @@ class ExecResult:
 
 @dataclass(frozen=True, slots=True)
 class CallResult:
-    """One function call: the value as decoded JSON, or why there is none."""
+    """One function call: the value, plain data decoded from the wire, or why there is none."""
 
     status: ExecStatus
     value: Any = None
@@ -75,7 +75,7 @@ class Session(Protocol):
         """Execute `code` as a REPL cell: the value of a last expression is echoed to stdout.
 
         `callbacks` are functions of the host that the code sees under their names; arguments
-        and results cross the border as typed JSON.
+        and results cross the border as plain data with its exact types (`sandboxes.wire`).
 
         Raises:
             SandboxError: the backend failed, as opposed to the code.

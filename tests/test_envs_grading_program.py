@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -304,6 +305,8 @@ ANSWERS = [
     ("def f(): pass", None),
     ("```python\nnever closed", None),
     ("```rust\nfn main() {}\n```", None),
+    ("```python\nopen\n```python\nx = 1\n  ``` \n```\nopen", "open\n```python\nx = 1\n"),
+    ("```python\r\nx = 1\r\n```\r\nDone.", "x = 1\r\n"),
     ("", None),
 ]
 
@@ -311,6 +314,25 @@ ANSWERS = [
 @pytest.mark.parametrize(("text", "program"), ANSWERS)
 def test_the_program_is_the_last_python_block(text: str, program: str | None) -> None:
     assert extract_program(text) == program
+
+
+def test_fences_left_open_cost_no_more_than_their_length() -> None:
+    started = time.perf_counter()
+    assert extract_program("```python\n" * 50_000) is None
+    assert time.perf_counter() - started < 2.0  # 0.02 s; trying each fence anew took minutes
+
+
+@pytest.mark.parametrize("where", ["function", "module"])
+def test_half_a_surrogate_pair_is_told_as_a_question_mark(sandbox: Sandbox, where: str) -> None:
+    program = "raise ValueError('\\ud800')"
+    if where == "function":
+        program = f"def count(xs): {program}"
+    for verdict in (
+        judge_cases(sandbox, program, "count", COUNT_CASES),
+        judge_script(sandbox, program, "count", COUNT_TESTS),
+    ):
+        assert "raised ValueError: ?" in verdict.feedback
+        assert verdict.feedback.encode("utf-8")
 
 
 def test_every_canonical_humaneval_solution_passes(

@@ -99,7 +99,7 @@ def test_loss_and_gradient_do_not_depend_on_how_rows_are_sliced(tmp_path: Path, 
             steps=2,
             rollout=RolloutSection(tasks_per_step=2, group_size=4),
             # Adam turns noise in tiny gradients into steps of the size of the learning rate.
-            optim=OptimSection(micro_batch=micro_batch, lr=1e-4),
+            optim=OptimSection(micro_batch=micro_batch, lr=1e-5),
         )
         return train(tmp_path / str(micro_batch), config, lambda _: Rollouts(groups, 0.0, 0.0))
 
@@ -152,7 +152,7 @@ def test_step_metrics_by_hand() -> None:
     groups = (
         group(1.0, 0.0, 0.5, 1.0),  # mixed
         group(1.0, 1.0, 1.0, None),  # all successes but for a broken sandbox
-        TrajectoryGroup(TASKS[0], (trajectory(0, 0.0), cut_off, *group(0, 0, 0, 0).trajectories[2:])),
+        TrajectoryGroup(TASKS[0], (trajectory(0, 0.0), cut_off, *group(0, 0).trajectories)),
         group(None, None, None, None),  # says nothing: no share of the groups
     )  # fmt: skip
     rows = tuple(
@@ -193,7 +193,7 @@ def distributed_config(algo: str) -> Config:
         algo=algo,
         steps=2,
         rollout=RolloutSection(tasks_per_step=2, group_size=4),
-        optim=OptimSection(micro_batch=4, lr=1e-4),
+        optim=OptimSection(micro_batch=4, lr=1e-5),  # see above
     )
 
 

@@ -20,7 +20,13 @@ from envs.types import Message, Task, ToolCall
 
 Belief = Mapping[str, float]  # candidate meaning -> probability
 Reading = tuple[str, ...]  # one meaning for each phrase of the task
+# Shares of the levels in the warm start, and what its calculator problems are made of: every
+# kind of text at every level, so that the student knows the formats.
 LEVELS = {1: 0.2, 2: 0.45, 3: 0.2, 4: 0.15}
+CALCULATOR_MIX = problems.Mix(
+    expressions={1: 0.25, 2: 0.25, 3: 0.25, 4: 0.25},
+    tricky={1: (0, 0), 2: (0, 0), 3: (0, 1), 4: (1, 2)},
+)
 
 
 class Demonstrator(ABC):
@@ -48,7 +54,10 @@ class Demonstrator(ABC):
 
     def draw(self, rng: random.Random) -> Task:
         """A task of the train families, at any level."""
-        level = rng.choices(list(LEVELS), list(LEVELS.values()))[0]
+        return self.draw_at(rng, rng.choices(list(LEVELS), list(LEVELS.values()))[0])
+
+    def draw_at(self, rng: random.Random, level: int) -> Task:
+        """A task of the train families at one level."""
         return self.envs[level].generate_task(rng)
 
     def read(self, rng: random.Random, task: Task) -> Reading:
@@ -82,6 +91,10 @@ class CalculatorDemonstrator(Demonstrator):
     """Confuses operations, drops parentheses."""
 
     env_class = CalculatorEnv
+    def draw_at(self, rng: random.Random, level: int) -> Task:
+        """As the environment does, in another mix."""
+        return problems.generate(rng, level, held=False, mix=CALCULATOR_MIX)
+
     _confusion = {"+": "*", "-": "/", "*": "+", "/": "-"}  # noqa: RUF012 - a constant
 
     def beliefs(self, task: Task) -> Sequence[Belief]:

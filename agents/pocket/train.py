@@ -67,7 +67,7 @@ def main() -> None:
     print(f"{model.num_parameters():,} parameters, vocabulary {len(tokenizer)}", flush=True)
     train(model, chats, random.Random(args.seed + 1), args.steps)
     tokenizer.save_pretrained(args.out)
-    model.to(torch.bfloat16).save_pretrained(args.out)
+    model.bfloat16().save_pretrained(args.out)
 
 
 def build_tokenizer(
@@ -110,7 +110,7 @@ def build_tokenizer(
             show_progress=False,
         ),
     )
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call] # transformers' own
         tokenizer_object=raw,
         pad_token="<|pad|>",
         eos_token="<|im_end|>",
@@ -216,7 +216,7 @@ def train(
     """Weighted next-token prediction; Muon on matrices, AdamW on embeddings and norms."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    optimizers = (
+    optimizers: tuple[torch.optim.Optimizer, ...] = (
         torch.optim.Muon(matrices, lr=5e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0),
     )

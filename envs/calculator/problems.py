@@ -1,7 +1,7 @@
 """Procedural calculator problems in graded difficulty, their answers known by construction."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -63,16 +63,31 @@ LEVELS = range(1, 5)
 MAX_VALUE = 999
 
 
-def generate(rng: random.Random, level: int, held: bool) -> Task:
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """What the problems of each level are made of."""
+
+    expressions: Mapping[int, float]  # the share of expressions, the rest are stories
+    tricky: Mapping[int, tuple[int, int]]  # the fewest and the most tricky phrases of a story
+
+
+LEVEL_MIX = Mix(
+    expressions={1: 0.25, 2: 0.25, 3: 0.0, 4: 0.0},
+    tricky={1: (0, 0), 2: (1, 1), 3: (1, 1), 4: (1, 2)},
+)
+
+
+def generate(rng: random.Random, level: int, held: bool, mix: Mix = LEVEL_MIX) -> Task:
     """Draw a problem of `level` steps from the train or the held-out families.
 
-    Three of four are stories of `level` phrases, of which levels 3 and 4 make one or two
-    tricky; the rest are expressions with `level` operators. A story's family is its sequence
-    of phrases (at level 1 with the thing it is about); an expression's is its shape and
-    operators. One family in four is held out.
+    Stories have `level` phrases, from level 2 on with one or two tricky ones among them;
+    expressions have `level` operators. A story's family is its sequence of phrases (at level 1
+    with the thing it is about), an expression's is its shape and operators. One family in four
+    is held out.
     """
     while True:
-        task = _story(rng, level, held) if rng.random() < 0.75 else _expression(rng, level, held)
+        story = rng.random() < 1 - mix.expressions[level]
+        task = _story(rng, level, held, mix) if story else _expression(rng, level, held)
         if task is not None:
             return task
 
@@ -95,8 +110,9 @@ def apply_operations(
     return value
 
 
-def _story(rng: random.Random, level: int, held: bool) -> Task | None:
-    tricky = 0 if level < 3 else rng.randint(1, 2) if level == 4 else rng.randint(0, 1)
+def _story(rng: random.Random, level: int, held: bool, mix: Mix) -> Task | None:
+    fewest, most = mix.tricky[level]
+    tricky = fewest if fewest == most else rng.randint(fewest, most)
     phrases = rng.choices(PLAIN, k=level - tricky) + rng.choices(TRICKY, k=tricky)
     rng.shuffle(phrases)
     name, thing = rng.choice(NAMES), rng.choice(THINGS)

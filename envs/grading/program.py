@@ -16,7 +16,8 @@ from envs.types import Verdict
 from sandboxes.base import CallResult, ExecResult, ExecStatus, Sandbox, Session
 
 _SHOWN_CHARS = 200
-_FENCED = re.compile(r"^[ \t]*```([^`\n]*)\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"^[ \t]*```([^`\n]*)$", re.MULTILINE)
+_PYTHON = ("", "python", "python3", "py")
 _ENDINGS = {
     ExecStatus.SIGNAL: "crashed the process",
     ExecStatus.WALL_TIMEOUT: "did not finish in time",
@@ -29,12 +30,16 @@ _ENDINGS = {
 
 def extract_program(text: str) -> str | None:
     """The last whole fenced block of `text` that is Python or names no language."""
-    blocks = [
-        block
-        for language, block in _FENCED.findall(text)
-        if language.strip().lower() in ("", "python", "python3", "py")
-    ]
-    return blocks[-1] if blocks else None
+    program, language, start = None, "", None
+    for fence in _FENCE.finditer(text):  # fence by fence: linear, whatever is left open
+        words = fence.group(1).strip().lower()
+        if start is None:
+            language, start = words, fence.end() + 1
+        elif not words:
+            if language in _PYTHON:
+                program = text[start : fence.start()]
+            start = None
+    return program
 
 
 def judge_cases(
@@ -192,6 +197,8 @@ def _exception(error: str) -> Exception:
 
 
 def _failed(feedback: str, share: float | None = None) -> Verdict:
+    # A program may raise half of a surrogate pair, which no file and no tokenizer takes.
+    feedback = feedback.encode("utf-8", "replace").decode("utf-8")
     return Verdict(0.0, False, feedback, {} if share is None else {"cases_passed": share})
 
 

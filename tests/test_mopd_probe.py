@@ -1,0 +1,219 @@
+"""What peers do to success and to a teacher's scores, on rollouts whose numbers are known."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+import envs
+from agents import pocket
+from agents.base import TurnRequest
+from agents.chat import Chat
+from agents.rollout import rollout_groups
+from agents.scripted import ScriptedAgent
+from agents.types import TrajectoryGroup
+from envs.base import ToolEnv
+from envs.types import Task
+from mopd.analysis import (
+    CONDITIONS,
+    agreement,
+    peer_effect,
+    peers_of_judged_rollouts,
+    peers_of_new_rollouts,
+    teacher_scores,
+    without_peers,
+)
+from mopd.config import Config, TeacherSection
+from mopd.probe import main
+from mopd.student import load_student
+from mopd.teacher import LocalTeacher
+
+TASKS = (Task("sum", "What is 17 + 4?", "21"), Task("product", "What is 3 * 7?", "21"))
+# Of the first task two successes that are twins, another success, a failure; of the second one
+# success and three failures, two of them twins.
+SAID = (
+    ("It is \\boxed{21}.", "It is \\boxed{21}.", "So \\boxed{21}.", "It is \\boxed{4}."),
+    ("It is \\boxed{21}.", "It is \\boxed{1}.", "It is \\boxed{1}.", "It is \\boxed{2}."),
+)
+CONFIG = Config()
+LIMITS = {"seed": 0, "max_new_tokens": 100, "max_context": 500}
+
+
+def calculator() -> ToolEnv:
+    return envs.make("calculator")
+
+
+@pytest.fixture(scope="module")
+def chat() -> Chat:
+    return Chat(AutoTokenizer.from_pretrained(pocket.PATH), envs.make("calculator").schemas())
+
+
+@pytest.fixture(scope="module")
+def groups(chat: Chat) -> tuple[TrajectoryGroup, ...]:
+    agent = ScriptedAgent(chat, lambda episode, _: SAID[episode // 4][episode % 4])
+    return rollout_groups(agent, calculator, TASKS, 4, **LIMITS)
+
+
+def counts(groups: Sequence[TrajectoryGroup], condition: str) -> dict[tuple[int, int], str]:
+    contexts = peers_of_new_rollouts(groups, CONDITIONS[condition], CONFIG)
+    return {
+        place: "S" * len(context.successes) + "F" * len(context.failures)
+        for place, context in contexts.items()
+    }
+
+
+def test_a_new_rollout_finds_the_distinct_peers_of_the_other_places(
+    groups: tuple[TrajectoryGroup, ...],
+) -> None:
+    # In place 2 of the first task only the twins are left, which show one success; in place 0 of
+    # the second task there is none.
+    places = [*((0, i) for i in range(4)), *((1, i) for i in (1, 2, 3))]
+    assert counts(groups, "1S") == dict.fromkeys(places, "S")
+    assert counts(groups, "2S") == {(0, 0): "SS", (0, 1): "SS", (0, 3): "SS"}
+    assert counts(groups, "2S+1F") == {(0, 0): "SSF", (0, 1): "SSF"}
+    first = dict.fromkeys([(0, 0), (0, 1), (0, 2)], "F")
+    second = {(1, 0): "FF", (1, 1): "FF", (1, 2): "FF", (1, 3): "F"}
+    assert counts(groups, "all F") == first | second
+
+
+def test_what_a_rollout_said_does_not_choose_the_evidence_that_it_is_compared_with(
+    groups: tuple[TrajectoryGroup, ...],
+) -> None:
+    first, *others = groups[0].trajectories
+    failed = replace(first, messages=groups[0].trajectories[3].messages, verdict=others[2].verdict)
+    changed = (TrajectoryGroup(TASKS[0], (failed, *others)), groups[1])
+    for slots in CONDITIONS.values():
+        before, after = (peers_of_new_rollouts(g, slots, CONFIG) for g in (groups, changed))
+        assert before.get((0, 0)) == after.get((0, 0))
+
+
+def test_a_judged_rollout_never_sees_its_twin(groups: tuple[TrajectoryGroup, ...]) -> None:
+    contexts = peers_of_judged_rollouts(groups, ("all", "all"), CONFIG)
+    assert [t.index for t in contexts[0, 0].successes] == [2]
+    assert [t.index for t in contexts[1, 1].failures] == [3]
+    assert contexts[1, 0].successes == ()
+
+
+class Follower(ScriptedAgent):
+    """Answers rightly where it reads of a correct solution, wrongly elsewhere."""
+
+    def __init__(self, chat: Chat) -> None:
+        super().__init__(chat, lambda episode, _: self.answers[episode])
+        self.answers: dict[int, str] = {}
+
+    def submit(self, requests: Sequence[TurnRequest]) -> None:
+        for request in requests:
+            shown = "A correct solution:" in self.chat.tokenizer.decode(request.token_ids)
+            self.answers[request.episode] = f"It is \\boxed{{{21 if shown else 0}}}."
+        super().submit(requests)
+
+
+def test_the_effect_is_counted_on_the_same_rollouts_paired_by_task(
+    chat: Chat, groups: tuple[TrajectoryGroup, ...]
+) -> None:
+    rooms = []
+
+    def agent_with_room(max_context: int) -> Follower:
+        rooms.append(max_context)
+        return Follower(chat)
+
+    def effect(condition: str):  # type: ignore[no-untyped-def]
+        contexts = peers_of_new_rollouts(groups, CONDITIONS[condition], CONFIG)
+        return peer_effect(agent_with_room, chat, calculator, groups, contexts, CONFIG)
+
+    shown = effect("1S")
+    assert (shown.rollouts, shown.tasks) == (7, 2)
+    assert shown.alone.mean == pytest.approx((3 / 4 + 0) / 2)
+    assert shown.with_peers.mean == 1.0
+    assert shown.gain.mean == pytest.approx((1 / 4 + 1) / 2)
+    warned = effect("1F")
+    assert warned.alone.mean == pytest.approx((3 / 3 + 1 / 4) / 2)
+    assert warned.with_peers.mean == 0.0
+    one_task = effect("2S+1F")
+    assert (one_task.rollouts, one_task.tasks, one_task.gain) == (2, 1, None)
+    assert all(room > CONFIG.rollout.max_context for room in rooms)
+
+
+def test_a_given_prompt_stands_in_front_of_the_same_episode(chat: Chat) -> None:
+    agent = ScriptedAgent(chat, ["It is \\boxed{21}."])
+    prompt = tuple(chat.encode("<|im_start|>user\nread me<|im_end|>\n<|im_start|>assistant\n"))
+
+    def play(*prompts: Sequence[int]) -> tuple[TrajectoryGroup, ...]:
+        return rollout_groups(agent, calculator, TASKS, 1, prompts=prompts, **LIMITS)
+
+    for group in play(prompt, prompt):
+        (trajectory,) = group.trajectories
+        assert trajectory.token_ids[: trajectory.prompt_length] == prompt
+        assert trajectory.messages[1].content == group.task.prompt
+        assert trajectory.verdict.success
+    with pytest.raises(ValueError, match="got 1 prompts for 2 tasks"):
+        play(prompt)
+
+
+def test_scores_are_the_base_weights_mean_log_probability_of_the_sampled_tokens(
+    chat: Chat, groups: tuple[TrajectoryGroup, ...]
+) -> None:
+    student = load_student(CONFIG.model, CONFIG.lora, seed=0)
+    with torch.no_grad():  # an adapter that must make no difference
+        for name, parameter in student.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
+    teacher = LocalTeacher(student, TeacherSection(kind="base"), temperature=1.0)
+    scores = teacher_scores(teacher, groups, without_peers(groups), CONFIG, chat)
+    assert len(scores) == 8
+    for (number, index), score in scores.items():
+        t = groups[number].trajectories[index]
+        ids = torch.tensor([t.token_ids])
+        with torch.no_grad(), student.disable_adapter():
+            logprobs = student(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        wanted = logprobs.gather(-1, ids[0, 1:, None])[torch.tensor(t.sampled_mask[1:]), 0].mean()
+        assert score == pytest.approx(float(wanted), abs=1e-4)
+    shown = peers_of_judged_rollouts(groups, CONDITIONS["1S"], CONFIG)
+    with_peers = teacher_scores(teacher, groups, shown, CONFIG, chat)
+    assert with_peers[1, 0] == pytest.approx(scores[1, 0], abs=1e-5)  # it has no successful peer
+    assert with_peers[1, 1] != pytest.approx(scores[1, 1], abs=1e-3)
+
+
+def test_agreement_compares_inside_tasks_only(groups: tuple[TrajectoryGroup, ...]) -> None:
+    scores = {(0, 0): -1.0, (0, 1): -1.0, (0, 2): -3.0, (0, 3): -2.0}  # 2 of 3 pairs
+    scores |= {(1, 0): -9.0, (1, 1): -8.0, (1, 2): -9.0}  # one pair wrong, one tie
+    found = agreement(groups, scores)
+    assert found.tasks == 2
+    assert found.auc is not None
+    assert found.auc.mean == pytest.approx((2 / 3 + 1 / 4) / 2)
+
+
+def test_the_command_reports_all_conditions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "probe.json"
+    options = "--env calculator --level 1 --tasks 3 --samples 4 --seed 1"
+    assert main([*options.split(), "--json", str(file)]) == 0
+    report = json.loads(file.read_text())
+    assert report["without_peers"]["samples"] == 4
+    assert list(report["with_peers"]) == list(CONDITIONS)
+    assert list(report["teacher_auc"]) == ["none", *CONDITIONS]
+    out = capsys.readouterr().out
+    assert all(name in out for name in CONDITIONS)
+    assert "…" not in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--env calculater", "env.name is 'calculater'; expected "),
+        ("--env calculator --level 99", "env.level=99: "),
+        ("--env calculator --adapter nowhere", "--adapter got nowhere, which holds no adapter_con"),
+    ],
+)
+def test_bad_input_is_one_line(
+    options: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(options.split()) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
