@@ -41,7 +41,11 @@ class Agent(Protocol):
     max_episodes: int
 
     def submit(self, requests: Sequence[TurnRequest]) -> None:
-        """Queue turns; those of new episodes only while no other episode is in the batch."""
+        """Queue turns; those of new episodes only while no other episode is in the batch.
+
+        Raises:
+            EngineError: the engine failed.
+        """
         ...
 
     def advance(self, until: int | None = None) -> list[Turn]:

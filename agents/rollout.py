@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from agents.base import Agent, EngineError, TurnRequest
@@ -39,6 +39,8 @@ class _Episode:
     sampled_mask: list[bool] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
+    # What the environment is doing, or did last.
+    acting: Future[tuple[Message, ...]] | None = None
     error: str = ""
 
     def extend(self, ids: Sequence[int], logprobs: Sequence[float] | None) -> None:
@@ -89,9 +91,13 @@ def rollout_groups(
             try:
                 _play(agent, episodes, pool, max_new_tokens, max_context, stats)
             finally:
+                _let_finish(episodes)
                 for episode in episodes:
                     agent.release(episode.number)
-                list(pool.map(lambda episode: episode.env.close(), episodes))
+                # Not map, which gives up the rest where one fails.
+                closing = [pool.submit(episode.env.close) for episode in episodes]
+                for future in closing:
+                    future.result()
             played += [_trajectory(episode, agent.version) for episode in episodes]
     stats.sampled_tokens += sum(t.sampled_tokens for t in played)
     return tuple(
@@ -114,8 +120,11 @@ def _play(
         budget = max_new_tokens - sum(episode.sampled_mask)
         return TurnRequest(episode.number, tuple(episode.token_ids), budget, episode.seed)
 
-    started = pool.map(_reset, episodes)
-    for episode, messages in zip(episodes, started, strict=True):
+    started = [pool.submit(_reset, episode) for episode in episodes]
+    for episode, future in zip(episodes, started, strict=True):
+        episode.acting = future
+    for episode, future in zip(episodes, started, strict=True):
+        messages = future.result()
         episode.messages += messages
         if not episode.error:
             given = episode.prompt_ids
@@ -150,9 +159,10 @@ def _play(
                     _stop(episode, _STOPS[turn.end])
                     agent.release(episode.number)
                 else:
-                    future = pool.submit(_act, episode, turn.message)
+                    episode.acting = future = pool.submit(_act, episode, turn.message)
                     paused.append((agent.clock + agent.pause_steps, episode, future))
     except EngineError as error:
+        _let_finish(episodes)
         for episode in episodes:
             if episode.env.stop_reason is None:
                 _fail(episode, error)
@@ -174,6 +184,14 @@ def _act(episode: _Episode, message: Message) -> tuple[Message, ...]:
     except WORLD_ERRORS as error:
         _fail(episode, error)
         return ()
+
+
+def _let_finish(episodes: Sequence[_Episode]) -> None:
+    """Wait for environments at work: they write to their episodes, and hold their sandboxes."""
+    acting = [episode.acting for episode in episodes if episode.acting is not None]
+    for future in acting:
+        future.cancel()  # if it has not begun
+    wait(acting)
 
 
 def _say(episode: _Episode, turn: Turn) -> None:

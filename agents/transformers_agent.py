@@ -6,13 +6,14 @@ masked holes in the cache.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedConfig
 
 from agents.base import EngineError, TurnRequest
 from agents.chat import Chat
@@ -58,13 +59,15 @@ class TransformersAgent:
         self.temperature, self.max_context = temperature, max_context
         self.max_episodes = max_episodes
         self.clock = 0
-        self._config: Any = model.config
-        # A masked hole takes a place in a sliding window, which would shorten it.
-        sliding = "sliding_attention" in (getattr(self._config, "layer_types", None) or ())
-        self.pause_steps = 0 if sliding else PAUSE_STEPS
+        self._config = cast(PreTrainedConfig, model.config)
+        # Full attention passes over a masked hole; it would shorten a sliding window, and a
+        # recurrent layer would read it.
+        layers = getattr(self._config.get_text_config(), "layer_types", None) or ()
+        self.pause_steps = PAUSE_STEPS if set(layers) <= {"full_attention"} else 0
         self._device = next(model.parameters()).device
         self._rows: list[_Row] = []
         self._known: dict[int, _Row] = {}
+        self._cache = DynamicCache()
         self._logits_BV: torch.Tensor | None = None
 
     def submit(self, requests: Sequence[TurnRequest]) -> None:
@@ -83,28 +86,22 @@ class TransformersAgent:
 
     def advance(self, until: int | None = None) -> list[Turn]:
         """Decode until a turn ends or the clock says `until`."""
-        try:
-            with torch.no_grad():
-                while any(row.generating for row in self._rows):
-                    ended = self._sample()
-                    if ended or (until is not None and self.clock >= until):
-                        return ended
-                    self._step()
-                if until is not None:
-                    # Nobody speaks: the pause costs nothing.
-                    self.clock = max(self.clock, until)
-                return []
-        except torch.cuda.OutOfMemoryError as error:
-            raise EngineError(
-                f"out of GPU memory with {len(self._rows)} episodes in the batch; "
-                "lower rollout.max_concurrent"
-            ) from error
+        with _inference(len(self._rows)):
+            while any(row.generating for row in self._rows):
+                ended = self._sample()
+                if ended or (until is not None and self.clock >= until):
+                    return ended
+                self._step()
+            if until is not None:
+                # Nobody speaks: the pause costs nothing.
+                self.clock = max(self.clock, until)
+            return []
 
     def release(self, episode: int) -> None:
-        """Drop the episode's row at the next compaction."""
+        """Drop the episode's row at the next compaction, and the cache with the last one."""
         self._known.pop(episode, None)
         if not self._known:
-            self._rows, self._logits_BV = [], None
+            self._rows, self._logits_BV, self._cache = [], None, DynamicCache()
 
     def _start(self, requests: Sequence[TurnRequest]) -> None:
         """Prefill each distinct prompt once and copy its cache to the rows that share it."""
@@ -121,7 +118,7 @@ class TransformersAgent:
         self._cache = DynamicCache(config=self._config)
         positions_PT = (mask_PT.cumsum(1) - 1).clamp(min=0)
         self.model.eval()  # gradient checkpointing would switch the cache off
-        with torch.no_grad():
+        with _inference(len(requests)):
             logits_PV = self.model(
                 input_ids=ids_PT.to(self._device),
                 attention_mask=mask_PT,
@@ -209,3 +206,15 @@ class TransformersAgent:
         self._cache.batch_select_indices(keep_L)
         self._mask_BT, self._position_B = self._mask_BT[keep_L], self._position_B[keep_L]
         self._rows = [self._rows[i] for i in live]
+
+
+@contextmanager
+def _inference(episodes: int) -> Iterator[None]:
+    """No gradients; a GPU that is full is the engine's failure."""
+    try:
+        with torch.no_grad():
+            yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise EngineError(
+            f"out of GPU memory with {episodes} episodes in the batch; lower rollout.max_concurrent"
+        ) from error

@@ -97,3 +97,9 @@ class TrajectoryGroup:
 
     task: Task
     trajectories: tuple[Trajectory, ...]
+
+    @property
+    def prompt_messages(self) -> tuple[Message, ...]:
+        """What every rollout began with; empty where the world failed before the first one."""
+        started = (t for t in self.trajectories if t.messages)
+        return next((t.messages[: len(t.messages) - len(t.response_messages)] for t in started), ())

@@ -29,6 +29,7 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any] | None:
+        """What the run wrote at its end; None before."""
         path = self.folder / "summary.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 

@@ -1,54 +1,58 @@
 """Multi-turn rollouts with a KV cache kept over turns, against `generate` anew at each turn.
 
-`python benchmarks/rollout.py [--model NAME] [--episodes N] [--turns N] [--tokens N]`: both ways
-have the same prompts, observations and lengths of turns.
+`python benchmarks/rollout.py [--model NAME] [--episodes N] [--turns N] [--observation N]`: both
+ways have the same prompts and observations, and the same scripted lengths of turns, which differ
+as those of a real model do.
 """
 
 import argparse
 import multiprocessing
+import random
 import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 import envs
 from agents.base import TurnRequest
 from agents.chat import Chat
 from agents.transformers_agent import TransformersAgent
-from envs.types import Message
 from mopd.config import ModelSection
 from mopd.student import device_of, dtype_of, load_tokenizer, model_path
-
-OBSERVATION = (Message("tool", "[3, 1, 4, 1, 5]\n(two more lines of output)"),)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python benchmarks/rollout.py")
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--episodes", type=int, default=64)
-    parser.add_argument("--turns", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=30, help="of each turn")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=30, help="of a turn, on average")
+    parser.add_argument("--observation", type=int, default=20, help="tokens between turns")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     measured = {}
     for name in WAYS:
         # In a process of its own, so that the peak of memory is its own, too.
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            measured[name] = pool.apply(measure, (name, args))
-    tokens = args.episodes * args.turns * args.tokens
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            measured[name] = pool.submit(measure, name, args).result()
     slowest = max(seconds for seconds, _ in measured.values())
-    print(f"{args.model}: {args.episodes} episodes x {args.turns} turns x {args.tokens} tokens")
-    print(f"{'':<28}{'seconds':>9}{'tokens/s':>10}{'ratio':>7}{'peak MB':>9}")
+    print(
+        f"{args.model}: {args.episodes} episodes x {args.turns} turns of some {args.tokens} "
+        f"tokens, observations of {args.observation}"
+    )
+    print(f"{'':<28}{'seconds':>9}{'ratio':>7}{'peak MB':>9}")
     for name, (seconds, peak_mb) in measured.items():
-        row = f"{seconds:>9.2f}{tokens / seconds:>10.0f}{slowest / seconds:>7.2f}{peak_mb:>9.0f}"
-        print(f"{name:<28}{row}")
+        print(f"{name:<28}{seconds:>9.2f}{slowest / seconds:>7.2f}{peak_mb:>9.0f}")
 
 
 def measure(name: str, args: argparse.Namespace) -> tuple[float, float]:
     """Median seconds of a rollout of all episodes, and the peak of memory in MB."""
+    disable_progress_bar()
     section = ModelSection(name=args.model)
     device = device_of(section)
     if device.type == "cpu":
@@ -59,20 +63,25 @@ def measure(name: str, args: argparse.Namespace) -> tuple[float, float]:
     model = model.eval().to(device)
     env = envs.make("code")
     chat = Chat(load_tokenizer(section), env.schemas())
-    chat.eos_id = -1  # no turn ends before its length
+    chat.eos_id = -1  # no turn ends before its scripted length
     prompts = [
         chat.prompt_ids(env.reset(options={"task": env.task(i // 8)})[0])
         for i in range(args.episodes)
     ]
-    observation = chat.continuation_ids(OBSERVATION)
+    rng = random.Random(0)
+    lengths = [
+        [rng.randint(args.tokens // 3, args.tokens * 5 // 3) for _ in range(args.turns)]
+        for _ in prompts
+    ]
+    observation = [5] * args.observation
     seconds = []
     for _ in range(args.repeats):
         started = time.perf_counter()
-        transcripts = WAYS[name](model, chat, prompts, observation, args.turns, args.tokens)
+        transcripts = WAYS[name](model, chat, prompts, lengths, observation)
         seconds.append(time.perf_counter() - started)
-        grown = args.turns * args.tokens + (args.turns - 1) * len(observation)
-        lengths = [len(prompt) + grown for prompt in prompts]
-        assert [len(transcript) for transcript in transcripts] == lengths
+        for transcript, prompt, turns in zip(transcripts, prompts, lengths, strict=True):
+            grown = sum(turns) + (len(turns) - 1) * len(observation)
+            assert len(transcript) == len(prompt) + grown
     if device.type == "cuda":
         return statistics.median(seconds), torch.cuda.max_memory_allocated() / 2**20
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -83,21 +92,24 @@ def kept(
     model: torch.nn.Module,
     chat: Chat,
     prompts: Sequence[list[int]],
+    lengths: Sequence[list[int]],
     observation: list[int],
-    turns: int,
-    tokens: int,
 ) -> list[list[int]]:
     agent = TransformersAgent(model, chat, max_context=2**31)
     transcripts = [list(prompt) for prompt in prompts]
-    for number in range(turns):
-        for transcript in transcripts if number else ():
-            transcript += observation
-        agent.submit([TurnRequest(i, ids, tokens, seed=i) for i, ids in enumerate(transcripts)])
-        left = len(transcripts)
-        while left:
-            for turn in agent.advance():
-                transcripts[turn.episode] += turn.token_ids
-                left -= 1
+    left = [list(turns) for turns in lengths]
+    agent.submit([TurnRequest(i, ids, left[i].pop(0), i) for i, ids in enumerate(transcripts)])
+    speaking = len(prompts)
+    while speaking:
+        for turn in agent.advance():
+            i = turn.episode
+            transcripts[i] += turn.token_ids
+            if left[i]:
+                transcripts[i] += observation
+                agent.submit([TurnRequest(i, transcripts[i], left[i].pop(0), i)])
+            else:
+                agent.release(i)
+                speaking -= 1
     return transcripts
 
 
@@ -106,15 +118,14 @@ def anew(
     model: torch.nn.Module,
     chat: Chat,
     prompts: Sequence[list[int]],
+    lengths: Sequence[list[int]],
     observation: list[int],
-    turns: int,
-    tokens: int,
 ) -> list[list[int]]:
     transcripts = [list(prompt) for prompt in prompts]
-    for number in range(turns):
+    for number in range(len(lengths[0])):
         for transcript in transcripts if number else ():
             transcript += observation
-        longest = max(map(len, transcripts))
+        longest, tokens = max(map(len, transcripts)), max(turns[number] for turns in lengths)
         padded = [[0] * (longest - len(ids)) + ids for ids in transcripts]
         mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in transcripts]
         ids_BT = model.generate(
@@ -125,12 +136,15 @@ def anew(
             do_sample=True,
             top_k=0,
         )
-        for transcript, said in zip(transcripts, ids_BT[:, longest:].tolist(), strict=True):
-            transcript += said
+        said = ids_BT[:, longest:].tolist()
+        for transcript, ids, turns in zip(transcripts, said, lengths, strict=True):
+            transcript += ids[: turns[number]]
     return transcripts
 
 
-Way = Callable[[torch.nn.Module, Chat, Sequence[list[int]], list[int], int, int], list[list[int]]]
+Way = Callable[
+    [torch.nn.Module, Chat, Sequence[list[int]], Sequence[list[int]], list[int]], list[list[int]]
+]
 WAYS: dict[str, Way] = {"generate anew at each turn": anew, "cache kept over turns": kept}
 
 

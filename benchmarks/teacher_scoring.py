@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from mopd.config import ModelSection
 from mopd.scoring import Scored, shared_context_hidden
@@ -26,6 +27,7 @@ def main() -> None:
     parser.add_argument("--response", type=int, default=150, help="tokens of a rollout, at most")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
+    disable_progress_bar()
     section = ModelSection(name=args.model)
     device = device_of(section)
     if device.type == "cpu":

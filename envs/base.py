@@ -29,7 +29,7 @@ class EnvLimits:
     max_turns: int = 8
     max_tool_calls: int = 16
     max_observation_chars: int = 2000
-    max_episode_s: float = 120.0
+    max_episode_s: float = 120.0  # in tools: an agent that shares its batch cannot hurry
     max_malformed_turns: int = 3  # in a row
 
 
@@ -138,7 +138,7 @@ class ToolEnv(gymnasium.Env[Transcript, Message], ABC):
         self.current_task = task
         self.verdict = self.stop_reason = None
         self._turns = self._calls = self._malformed_turns = 0
-        self._started = time.monotonic()
+        self._spent_s = 0.0
         self.start_episode(task)
         self.transcript = [Message("system", self.system_prompt), Message("user", task.prompt)]
         return tuple(self.transcript), {"task": task.id}
@@ -157,13 +157,15 @@ class ToolEnv(gymnasium.Env[Transcript, Message], ABC):
         if self._calls > self.limits.max_tool_calls:
             self.stop(StopReason.MAX_TOOL_CALLS)
             return (), 0.0, False, True, self._info()
+        started = time.monotonic()
         observation = self._run_tools(action)
+        self._spent_s += time.monotonic() - started
         self.transcript.extend(observation)
         if self._malformed_turns >= self.limits.max_malformed_turns:
             self.stop(StopReason.MALFORMED)
         elif self._turns >= self.limits.max_turns:
             self.stop(StopReason.MAX_TURNS)
-        elif time.monotonic() - self._started > self.limits.max_episode_s:
+        elif self._spent_s > self.limits.max_episode_s:
             self.stop(StopReason.TIMEOUT)
         return observation, 0.0, False, self.stop_reason is not None, self._info()
 

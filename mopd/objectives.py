@@ -80,10 +80,8 @@ class Mopd:
         for number, group in enumerate(groups):
             rng = random.Random(stable_seed(self._config.seed, "peers", step, number))
             contexts = build_peer_contexts(group, self._config.peers, rng)
-            before = group.trajectories[0]
-            first = len(before.messages) - len(before.response_messages)
             prompts = teacher_prompts(
-                before.messages[:first], contexts, self._config.prompt, self._chat
+                group.prompt_messages, contexts, self._config.prompt, self._chat
             )
             for trajectory, context, prompt in zip(
                 group.trajectories, contexts, prompts, strict=True

@@ -8,10 +8,17 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer, LoraModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from agents import pocket
 from mopd.config import LoraSection, ModelSection
+from mopd.scoring import Scored, sampled_hidden
 
 STUDENT, TEACHER = "student", "teacher"
 
@@ -63,13 +70,19 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
 
 
 def load_student(model: ModelSection, lora: LoraSection, *, seed: int) -> PeftModel:
-    """The base model with a fresh adapter `student`; only the adapter is trainable."""
+    """The base model with a fresh adapter `student`; only the adapter is trainable.
+
+    Raises:
+        ValueError: the model's logits are not its output layer's, so that they would be misread.
+    """
     device = device_of(model)
+    path = model_path(model.name)
     # Any: the decorators of transformers hide the signature of `to`.
     base: Any = AutoModelForCausalLM.from_pretrained(
-        model_path(model.name), dtype=dtype_of(model, device)
+        path, config=_without_dropout(path), dtype=dtype_of(model, device)
     )
     base.to(device)
+    _check_head(base, model.name)
     if model.gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
         base.enable_input_require_grads()
@@ -85,6 +98,32 @@ def load_student(model: ModelSection, lora: LoraSection, *, seed: int) -> PeftMo
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(base, config, adapter_name=STUDENT)
+
+
+def _without_dropout(path: str) -> PreTrainedConfig:
+    """The model's configuration with every dropout off: a Trainer trains in training mode."""
+    config: PreTrainedConfig = AutoConfig.from_pretrained(path)
+    text = config.get_text_config()
+    for name, value in text.to_dict().items():
+        if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
+            setattr(text, name, 0.0)
+    return config
+
+
+@torch.no_grad()
+def _check_head(base: Any, name: str) -> None:
+    """Refuse a model that scales or caps the logits behind its output layer."""
+    row = Scored((0,), (1, 2, 3), (True, True, True))
+    ids = torch.tensor([[*row.context_ids, *row.response_ids]], device=base.device)
+    wanted = base(input_ids=ids).logits[0, :-1].float()
+    got = base.get_output_embeddings()(sampled_hidden(base, [row])).float()
+    error, size = float((got - wanted).abs().max()), float(wanted.abs().max())
+    if error > 0.02 * size:
+        raise ValueError(
+            f"model.name={name}: its logits differ by {error:.2g} (of {size:.2g}) from its output "
+            "layer's at the last hidden states, expected the same; models that scale or cap "
+            "their logits are not supported, use another one"
+        )
 
 
 def add_teacher_adapter(student: PeftModel) -> None:

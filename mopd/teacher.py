@@ -38,12 +38,11 @@ class LocalTeacher:
     def score(self, rows: Sequence[Scored], ids_NK: torch.Tensor) -> torch.Tensor:
         """See `Teacher.score`."""
         base = cast(PreTrainedModel, self._student.get_base_model())
-        with acting(self._student, self._adapter):
-            hidden_NH = shared_context_hidden(base.base_model, base.config, rows)
-        if len(hidden_NH) != len(ids_NK):
+        positions = sum(sum(row.mask) for row in rows)
+        if positions != len(ids_NK):
             raise ValueError(
                 f"asked for log-probabilities at {len(ids_NK)} positions, but the "
-                f"{len(rows)} rows have {len(hidden_NH)} sampled tokens"
+                f"{len(rows)} rows have {positions} sampled tokens"
             )
         # The library's getter has no annotations.
         head: torch.nn.Linear = base.get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -52,4 +51,6 @@ class LocalTeacher:
             logits = scaled_logits(head, hidden, self._temperature)
             return logits.log_softmax(-1).gather(-1, ids)
 
-        return in_chunks(gathered, head.out_features, hidden_NH, ids_NK)
+        with acting(self._student, self._adapter):  # the head may have an adapter, too
+            hidden_NH = shared_context_hidden(base.base_model, base.config, rows)
+            return in_chunks(gathered, head.out_features, hidden_NH, ids_NK)

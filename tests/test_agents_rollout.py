@@ -1,11 +1,15 @@
 """Rollouts, token by token: what was sampled, what was observed, and how episodes end."""
 
+import gc
+import threading
+import time
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Qwen3Config
 
 import envs
 from agents import pocket
@@ -16,7 +20,7 @@ from agents.scripted import ScriptedAgent
 from agents.transformers_agent import TransformersAgent
 from agents.types import Trajectory, Turn
 from envs.base import EnvLimits, ToolEnv
-from envs.types import StopReason, Task
+from envs.types import Message, StopReason, Task
 from mopd.scoring import Scored, sampled_hidden, sampled_ids
 from sandboxes.base import SandboxError, Session
 
@@ -55,9 +59,10 @@ def test_a_three_turn_transcript_is_sampled_and_observed_exactly_where_it_should
     chat: Chat,
 ) -> None:
     (trajectory,) = play(ScriptedAgent(chat, [CALL, CALL, ANSWER]))
+    system = chat.render([Message("user", "?")]).partition("<|im_end|>")[0]
     pieces = [
         ("<|im_start|>system\nSolve the problem. Use calculate. Give the final answer in \\boxed{}."
-         "\nTools:\n" + chat.render([]).split("Tools:\n")[1].split("<|im_end|>")[0], False),
+         "\nTools:\n" + system.partition("Tools:\n")[2], False),
         ("<|im_end|>\n<|im_start|>user\nWhat is 17 + 4?<|im_end|>\n<|im_start|>assistant\n", False),
         (CALL + "<|im_end|>", True),
         ("\n<|im_start|>tool\n21<|im_end|>\n<|im_start|>assistant\n", False),
@@ -144,6 +149,75 @@ def test_a_broken_engine_is_an_error_of_every_rollout_that_was_not_over(chat: Ch
         assert trajectory.verdict is None
 
 
+def test_an_engine_that_breaks_under_a_running_tool_leaves_it_its_sandbox(chat: Chat) -> None:
+    seen: list[str] = []
+    begun = threading.Event()
+
+    class Slow(type(calculator())):  # type: ignore[misc]
+        def step(self, action: Any) -> Any:
+            begun.set()
+            time.sleep(0.2)
+            result = super().step(action)
+            seen.append("stepped")
+            return result
+
+        def close(self) -> None:
+            seen.append("closed")
+
+    class Breaking(ScriptedAgent):
+        pause_steps = 5
+
+        def advance(self, until: int | None = None) -> list[Turn]:
+            if self.clock == 1:
+                begun.wait(5)
+                raise EngineError("the GPU fell off the bus")
+            self.clock += 1
+            return [self._say(self._queue[0])]
+
+    answered, cut = play(Breaking(chat, [ANSWER]), group_size=2, make_env=lambda: Slow())
+    assert seen == ["stepped", "closed", "closed"]
+    assert (answered.stop_reason, cut.stop_reason) == (StopReason.ANSWERED, StopReason.ERROR)
+    assert answered.verdict is not None
+    assert cut.verdict is None
+
+
+def test_environments_are_closed_though_one_fails_to(chat: Chat) -> None:
+    closed: list[str] = []
+
+    class Stuck(type(calculator())):  # type: ignore[misc]
+        def close(self) -> None:
+            closed.append(self.current_task.id)
+            if len(closed) == 1:
+                raise SandboxError("cannot be removed")
+
+    with pytest.raises(SandboxError):
+        play(ScriptedAgent(chat, [ANSWER]), group_size=6, make_env=lambda: Stuck(), tool_workers=1)
+    assert len(closed) == 6
+
+
+def test_time_limits_count_tools_and_not_how_long_the_agent_took(chat: Chat) -> None:
+    class Thoughtful(ScriptedAgent):
+        def advance(self, until: int | None = None) -> list[Turn]:
+            time.sleep(0.3)
+            return super().advance(until)
+
+    limits = EnvLimits(max_episode_s=0.25)
+    (trajectory,) = play(
+        Thoughtful(chat, [CALL, ANSWER]), make_env=lambda: calculator(limits=limits)
+    )
+    assert trajectory.stop_reason is StopReason.ANSWERED
+
+
+@pytest.mark.parametrize(("spare", "reason"), [(0, "answered"), (-1, "max_tokens")])
+def test_a_budget_that_ends_with_the_turn_does_not_cut_it(
+    chat: Chat, spare: int, reason: str
+) -> None:
+    budget = len(chat.encode(CALL)) + 1 + len(chat.encode(ANSWER)) + 1
+    (trajectory,) = play(ScriptedAgent(chat, [CALL, ANSWER]), max_new_tokens=budget + spare)
+    assert trajectory.sampled_tokens == budget + spare
+    assert trajectory.stop_reason == reason
+
+
 def test_our_own_bugs_are_not_hidden(chat: Chat) -> None:
     def script(episode: int, turn: int) -> str:
         raise ZeroDivisionError
@@ -161,7 +235,7 @@ def test_groups_come_back_in_task_order_with_one_instance_each(chat: Chat) -> No
     assert [group.task for group in groups] == tasks
     for group in groups:
         assert [t.index for t in group.trajectories] == [0, 1, 2]
-        assert {t.task for t in group.trajectories} == {group.task}
+        assert all(t.task is group.task for t in group.trajectories)
 
 
 class TestTransformersAgent:
@@ -201,8 +275,6 @@ class TestTransformersAgent:
         assert len({t.token_ids for t in first[:4]}) > 1  # one task, several ways
 
     def test_slow_tools_change_nothing(self, model: torch.nn.Module, chat: Chat) -> None:
-        import time
-
         class Slow(type(calculator())):  # type: ignore[misc]
             def step(self, action: Any) -> Any:
                 time.sleep(0.03 * (self.current_task.seed % 3))
@@ -222,6 +294,62 @@ class TestTransformersAgent:
         )
         assert len(trajectories) == 7
         assert stats.sampled_tokens == sum(t.sampled_tokens for t in trajectories)
+
+    def test_the_cache_goes_with_the_last_episode(
+        self, model: torch.nn.Module, chat: Chat
+    ) -> None:
+        agent = self.agent(model, chat)  # kept, as training keeps it while it updates
+        play(agent, group_size=2, max_new_tokens=20)
+        gc.collect()
+        caches = [each for each in gc.get_objects() if type(each) is DynamicCache]
+        assert all(cache.get_seq_length() == 0 for cache in caches)
+
+    @pytest.mark.parametrize("max_context", [100, 104, 120])
+    def test_no_token_is_sampled_beyond_a_limit(
+        self, model: torch.nn.Module, chat: Chat, max_context: int
+    ) -> None:
+        for budget in (1, 7, 30):
+            for trajectory in play(
+                self.agent(model, chat, max_context=max_context),
+                group_size=6,
+                max_new_tokens=budget,
+                max_context=max_context,
+            ):
+                assert trajectory.sampled_tokens <= budget
+                mine = [i for i, sampled in enumerate(trajectory.sampled_mask) if sampled]
+                assert mine
+                assert mine[-1] < max_context
+                if trajectory.stop_reason is StopReason.CONTEXT_OVERFLOW:
+                    assert len(trajectory.token_ids) >= max_context
+                if trajectory.stop_reason is StopReason.MAX_TOKENS:
+                    assert trajectory.sampled_tokens == budget
+
+    def test_a_full_gpu_is_the_engines_failure_in_the_prefill_too(self, chat: Chat) -> None:
+        class Full(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.config = Qwen3Config()
+                self.weight = torch.nn.Parameter(torch.zeros(1))
+
+            def forward(self, **inputs: Any) -> None:
+                raise torch.cuda.OutOfMemoryError
+
+        (trajectory,) = play(self.agent(Full(), chat))
+        assert trajectory.stop_reason is StopReason.ERROR
+        assert "lower rollout.max_concurrent" in trajectory.error
+
+    @pytest.mark.parametrize(
+        ("layers", "holes"),
+        [(None, True), (["full_attention"], True), (["full_attention", "linear_attention"], False),
+         (["sliding_attention", "full_attention"], False)],
+    )  # fmt: skip
+    def test_rows_pause_only_where_a_hole_in_the_cache_is_harmless(
+        self, chat: Chat, layers: list[str] | None, holes: bool
+    ) -> None:
+        text = SimpleNamespace(layer_types=layers)
+        model = torch.nn.Linear(1, 1)
+        model.config = SimpleNamespace(get_text_config=lambda: text)  # type: ignore[assignment]
+        assert (self.agent(model, chat).pause_steps > 0) is holes
 
     def test_greedy_decoding_by_low_temperature_equals_transformers_generate(
         self, model: torch.nn.Module, chat: Chat

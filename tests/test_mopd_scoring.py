@@ -1,11 +1,19 @@
 """Scoring a response behind a context: which tokens are attended to, predicted and compared."""
 
 import dataclasses
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GraniteConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+)
 
 import envs
 from agents import pocket
@@ -115,6 +123,51 @@ def test_every_teacher_gives_log_probabilities_of_the_weights_that_it_names(
     torch.testing.assert_close(teacher.score(ROWS, ids_NK), wanted, atol=2e-4, rtol=0)
 
 
+def test_a_teacher_reads_its_own_adapter_of_the_output_layer_too() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT: merging would untie the embeddings
+        student = load_student(
+            ModelSection(), LoraSection(target_modules=("q_proj", "lm_head")), seed=0
+        )
+    with torch.no_grad():
+        for name, parameter in student.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.05)
+    ids_NK = torch.arange(6).expand(7, 6)
+    with torch.no_grad(), student.disable_adapter():
+        logits = torch.cat([naive_logits(student, row) for row in ROWS])
+    got = LocalTeacher(student, TeacherSection(kind="base"), 1.0).score(ROWS, ids_NK)
+    torch.testing.assert_close(got, logits.log_softmax(-1)[:, :6], atol=2e-4, rtol=0)
+
+
+def tiny_model(folder: Path, config: PreTrainedConfig) -> ModelSection:
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return ModelSection(name=str(folder))
+
+
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+
+
+def test_training_mode_switches_no_dropout_on(tmp_path: Path) -> None:
+    section = tiny_model(tmp_path, LlamaConfig(**SIZES, attention_dropout=0.5))
+    student = load_student(section, LoraSection(), seed=0).train()
+    ids = torch.arange(20)[None]
+    assert torch.equal(student(input_ids=ids).logits, student(input_ids=ids).logits)
+
+
+def test_a_model_that_scales_its_logits_is_refused(tmp_path: Path) -> None:
+    section = tiny_model(tmp_path, GraniteConfig(**SIZES, logits_scaling=8.0))
+    with pytest.raises(ValueError, match="scale or cap"):
+        load_student(section, LoraSection(), seed=0)
+
+
 def test_a_request_with_another_number_of_positions_is_refused(student: PeftModel) -> None:
     teacher = LocalTeacher(student, TeacherSection(), temperature=1.0)
     with pytest.raises(ValueError, match="at 6 positions, but the 3 rows have 7 sampled tokens"):
@@ -199,6 +252,24 @@ class TestTheTeachersView:
         assert [row.trajectory.index for row in rows] == [0, 2, 3]
         assert all(1 not in row.peers for row in rows)
 
+    def test_a_first_rollout_that_never_began_does_not_hide_the_task(
+        self, group: TrajectoryGroup, chat: Chat
+    ) -> None:
+        never = dataclasses.replace(
+            group.trajectories[0],
+            token_ids=(),
+            sampled_mask=(),
+            logprobs=(),
+            messages=(),
+            verdict=None,
+            stop_reason=StopReason.ERROR,
+        )
+        rows = self.rows(TrajectoryGroup(TASK, (never, *group.trajectories[1:])), chat)
+        assert [row.trajectory.index for row in rows] == [1, 2, 3]
+        assert all("What is 17 + 4?" in chat.tokenizer.decode(r.teacher_ids) for r in rows)
+        nothing = self.rows(TrajectoryGroup(TASK, (never, never)), chat)
+        assert nothing == ()
+
     def test_without_evidence_a_rollout_is_skipped_or_anchored_to_its_own_prompt(
         self, group: TrajectoryGroup, chat: Chat
     ) -> None:
@@ -223,11 +294,12 @@ def test_the_mopd_loss_and_its_gradient_equal_the_textbook_way(
     total = token_loss.loss_N.sum()
     gradients = torch.autograd.grad(total, trainable)
 
-    wanted = torch.zeros(())
+    wanted = torch.zeros((), dtype=torch.float64)
     for row in rows:
         with torch.no_grad(), acting(student, TEACHER):
-            teacher = naive_logits(student, row.taught).log_softmax(-1)
-        logits = naive_logits(student, row.scored)
+            teacher = naive_logits(student, row.taught).double().log_softmax(-1)
+        # In float32 the 20 sum to 1 where the student is sure, and the tail has no logarithm.
+        logits = naive_logits(student, row.scored).double()
         ids = logits.detach().topk(20, -1).indices
         p, q = logits.log_softmax(-1).gather(-1, ids), teacher.gather(-1, ids)
         p = torch.cat([p, torch.log1p(-p.exp().sum(-1, keepdim=True))], -1)
@@ -238,7 +310,7 @@ def test_the_mopd_loss_and_its_gradient_equal_the_textbook_way(
         now = logits.detach().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
         # A scripted agent's tokens have log-probability 0: the ratio is the probability now.
         wanted = wanted + (now.exp().clamp(max=2.0) * jsd).sum()
-    torch.testing.assert_close(total, wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(total.double(), wanted, atol=1e-4, rtol=1e-4)
     for ours, theirs in zip(gradients, torch.autograd.grad(wanted, trainable), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
 
