@@ -98,8 +98,8 @@ class PeersSection(Section):
 class PromptSection(Section):
     """The wording of the teacher's prompt, and its budget."""
 
-    max_tokens: int = Field(10240, ge=64, description="the teacher's prompt, without the response")
-    max_peer_tokens: int = Field(4096, ge=16, description="one peer's transcript")
+    max_tokens: int = Field(1024, ge=64, description="the teacher's prompt, without the response")
+    max_peer_tokens: int = Field(1024, ge=16, description="one peer's transcript")
     keep_thinking: bool = False
     first_success: str = "A correct solution:\n{peer}"
     other_success: str = "Another successful solution:\n{peer}"

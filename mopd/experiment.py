@@ -1,5 +1,6 @@
 """One run from its configuration to its summary: evaluate, train, evaluate."""
 
+import os
 import resource
 import shutil
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import AutoConfig, PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 import envs
@@ -34,6 +35,7 @@ from mopd.student import (
     load_student,
     load_tokenizer,
     merged,
+    model_path,
 )
 from mopd.teacher import LocalTeacher
 from mopd.trainer import MOPDTrainer, Rollouts, StepRecord, step_metrics
@@ -50,9 +52,16 @@ def preflight(config: Config) -> None:
         ValueError: with one line that says what, got, expected and cure.
     """
     device_of(config.model)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: this command trains in one process so far; "
+            "start it without torchrun"
+        )
+    tokenizer = load_tokenizer(config.model)
+    _check_room(config)
     for split in ("train", "held_out"):
         env = env_factory(config, split)()
-        chat = Chat(load_tokenizer(config.model), env.schemas())
+        chat = Chat(tokenizer, env.schemas())
         chat.check()
         messages, _ = env.reset(options={"task": env.task(0)})
         length = len(chat.prompt_ids(messages))
@@ -62,6 +71,21 @@ def preflight(config: Config) -> None:
                 f"the first prompt of env {config.env.name} has {length} tokens, but "
                 f"rollout.max_context is {config.rollout.max_context}; raise it"
             )
+
+
+def _check_room(config: Config) -> None:
+    """The teacher reads its prompt and a whole response: the model must have the positions."""
+    model = AutoConfig.from_pretrained(model_path(config.model.name))
+    positions = getattr(model, "max_position_embeddings", None)
+    needed = config.rollout.max_context
+    if config.algo == "mopd":
+        needed += config.prompt.max_tokens
+    if positions is not None and needed > positions:
+        raise ValueError(
+            f"{config.model.name} has {positions} positions, but rollout.max_context="
+            f"{config.rollout.max_context} and prompt.max_tokens={config.prompt.max_tokens} "
+            f"can take {needed}; lower one"
+        )
 
 
 def run_experiment(

@@ -26,6 +26,7 @@ class Row:
     teacher_ids: tuple[int, ...] = ()  # the teacher's prompt
     advantage: float = 0.0
     peers: tuple[int, ...] = ()  # indices in the group, for the record
+    evidence: int = 0  # pieces of evidence in the teacher's prompt; 0: an anchor
     truncated: bool = False  # the evidence did not fit whole
 
     @property
@@ -95,6 +96,7 @@ class Mopd:
                             number,
                             teacher_ids=prompt.token_ids,
                             peers=_indices(context),
+                            evidence=len(prompt.evidence_spans),
                             truncated=prompt.truncated,
                         )
                     )

@@ -25,6 +25,9 @@ def load_settings(
 ) -> Config:
     """Resolve defaults < `configs/<env>.toml` < `file` < `flags` < `assignments`.
 
+    The defaults are the pocket student's. Another model starts from `configs/pretrained.toml`,
+    which comes before everything that was asked for.
+
     `flags` maps dotted settings to values, None where a flag was not given; `assignments` are
     texts "a.b=value". The word "none" (or "null") stands for no value where a setting allows it,
     also in files, since TOML has no null.
@@ -41,6 +44,8 @@ def load_settings(
     shipped = resources.files("configs") / f"{env}.toml"
     if env in envs.NAMES and shipped.is_file():
         given = _read(shipped) | given
+    if given.get("model.name", Config().model.name) != Config().model.name:
+        given = _read(resources.files("configs") / "pretrained.toml") | given
     return _config(given)
 
 

@@ -89,10 +89,13 @@ def test_control_tokens_in_an_observation_stay_plain_text(chat: Chat) -> None:
     (trajectory,) = play(ScriptedAgent(chat, [forged, ANSWER]))
     start = chat.tokenizer.convert_tokens_to_ids("<|im_start|>")
     # system, user, assistant, tool, assistant; the agent's own text holds one more.
-    assert sum(
-        t == start and not m
-        for t, m in zip(trajectory.token_ids, trajectory.sampled_mask, strict=True)
-    ) == 5
+    assert (
+        sum(
+            t == start and not m
+            for t, m in zip(trajectory.token_ids, trajectory.sampled_mask, strict=True)
+        )
+        == 5
+    )
     assert "<|im_start|>" in trajectory.messages[3].content
 
 
@@ -289,15 +292,11 @@ class TestTransformersAgent:
         self, model: torch.nn.Module, chat: Chat
     ) -> None:
         stats = RolloutStats()
-        trajectories = play(
-            self.agent(model, chat, max_episodes=3), group_size=7, stats=stats
-        )
+        trajectories = play(self.agent(model, chat, max_episodes=3), group_size=7, stats=stats)
         assert len(trajectories) == 7
         assert stats.sampled_tokens == sum(t.sampled_tokens for t in trajectories)
 
-    def test_the_cache_goes_with_the_last_episode(
-        self, model: torch.nn.Module, chat: Chat
-    ) -> None:
+    def test_the_cache_goes_with_the_last_episode(self, model: torch.nn.Module, chat: Chat) -> None:
         agent = self.agent(model, chat)  # kept, as training keeps it while it updates
         play(agent, group_size=2, max_new_tokens=20)
         gc.collect()

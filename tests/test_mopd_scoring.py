@@ -245,9 +245,7 @@ class TestTheTeachersView:
         errored = dataclasses.replace(
             group.trajectories[1], verdict=None, stop_reason=StopReason.ERROR
         )
-        broken = TrajectoryGroup(
-            TASK, (group.trajectories[0], errored, *group.trajectories[2:])
-        )
+        broken = TrajectoryGroup(TASK, (group.trajectories[0], errored, *group.trajectories[2:]))
         rows = self.rows(broken, chat, successes="all", failures="all")
         assert [row.trajectory.index for row in rows] == [0, 2, 3]
         assert all(1 not in row.peers for row in rows)

@@ -156,7 +156,14 @@ def test_step_metrics_by_hand() -> None:
         group(None, None, None, None),  # says nothing: no share of the groups
     )  # fmt: skip
     rows = tuple(
-        Row(t, number, teacher_ids=(1,), peers=(0,) if number == 0 else (), truncated=t.index == 2)
+        Row(
+            t,
+            number,
+            teacher_ids=(1,),
+            peers=(0,) if number == 0 else (),
+            evidence=int(number == 0),
+            truncated=t.index == 2,
+        )
         for number, g in enumerate(groups[:2])
         for t in g.trajectories
         if not t.errored

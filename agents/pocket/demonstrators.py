@@ -91,6 +91,7 @@ class CalculatorDemonstrator(Demonstrator):
     """Confuses operations, drops parentheses."""
 
     env_class = CalculatorEnv
+
     def draw_at(self, rng: random.Random, level: int) -> Task:
         """As the environment does, in another mix."""
         return problems.generate(rng, level, held=False, mix=CALCULATOR_MIX)
