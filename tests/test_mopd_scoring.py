@@ -106,21 +106,23 @@ def test_a_mask_of_another_length_is_refused() -> None:
         Scored((1,), (2, 3, 4), (True, False))
 
 
+@pytest.mark.parametrize("rows", [ROWS, [*ROWS, *ROWS]], ids=["own contexts", "shared contexts"])
 @pytest.mark.parametrize("kind", ["ema", "base", "live"])
 def test_every_teacher_gives_log_probabilities_of_the_weights_that_it_names(
-    student: PeftModel, kind: str
+    student: PeftModel, kind: str, rows: list[Scored]
 ) -> None:
     with torch.no_grad():
         for name, parameter in student.named_parameters():
             if f"lora_B.{TEACHER}" in name:
                 parameter.mul_(-1.0)  # so that all three differ
-    ids_NK = torch.randint(0, 1024, (7, 5), generator=torch.Generator().manual_seed(0))
+    positions = sum(sum(row.mask) for row in rows)
+    ids_NK = torch.randint(0, 1024, (positions, 5), generator=torch.Generator().manual_seed(0))
     teacher = LocalTeacher(student, TeacherSection(kind=kind), temperature=0.8)
     adapter = {"ema": TEACHER, "base": None, "live": STUDENT}[kind]
     with torch.no_grad(), acting(student, adapter):
-        logits = torch.cat([naive_logits(student, row) for row in ROWS]) / 0.8
+        logits = torch.cat([naive_logits(student, row) for row in rows]) / 0.8
     wanted = logits.log_softmax(-1).gather(-1, ids_NK)
-    torch.testing.assert_close(teacher.score(ROWS, ids_NK), wanted, atol=2e-4, rtol=0)
+    torch.testing.assert_close(teacher.score(rows, ids_NK), wanted, atol=2e-4, rtol=0)
 
 
 def test_a_teacher_reads_its_own_adapter_of_the_output_layer_too() -> None:
