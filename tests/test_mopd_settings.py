@@ -51,7 +51,7 @@ def test_the_shipped_file_of_the_environment_lies_under_the_given_ones(tmp_path,
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_shipped_configuration_parses_and_survives_its_own_dump(path, tmp_path):
     first = path.read_text(encoding="utf-8").splitlines()[0]
-    assert re.fullmatch(r"# python -m envs\.run --(env|config) \S+", first)
+    assert re.fullmatch(r"# python -m envs\.run --(env|config|model) \S+", first)
     config = load(file=path)
     dumped = tmp_path / "config.toml"
     dumped.write_text(dump_toml(config), encoding="utf-8")
@@ -181,3 +181,12 @@ def test_choices_are_the_names_that_a_setting_can_take():
 def test_reading_settings_needs_no_torch():
     code = "import sys, mopd.settings, mopd.run_folder; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_another_model_than_the_pocket_student_starts_from_settings_of_its_own():
+    chosen = load_settings(
+        file=None, flags={"model.name": "Qwen/Qwen3-4B"}, assignments=["optim.lr=5e-5"]
+    )
+    pocket = load_settings(file=None, flags={}, assignments=[])
+    assert chosen.rollout.max_new_tokens > 10 * pocket.rollout.max_new_tokens
+    assert chosen.optim.lr == 5e-5
