@@ -20,8 +20,9 @@ from envs.types import Message, Task, ToolCall
 
 Belief = Mapping[str, float]  # candidate meaning -> probability
 Reading = tuple[str, ...]  # one meaning for each phrase of the task
-LEVELS = (1, 2, 3, 4)
-# Every kind of calculator text at every level, so that the student knows the formats.
+# Shares of the levels in the warm start, and what its calculator problems are made of: every
+# kind of text at every level, so that the student knows the formats.
+LEVELS = {1: 0.2, 2: 0.45, 3: 0.2, 4: 0.15}
 CALCULATOR_MIX = problems.Mix(
     expressions={1: 0.25, 2: 0.25, 3: 0.25, 4: 0.25},
     tricky={1: (0, 0), 2: (0, 0), 3: (0, 1), 4: (1, 2)},
@@ -51,8 +52,12 @@ class Demonstrator(ABC):
     def feedback(self, task: Task, reading: Reading) -> str:
         """What the verifier would say of a wrong reading, without giving the answer away."""
 
-    def draw(self, rng: random.Random, level: int) -> Task:
-        """A task of the train families."""
+    def draw(self, rng: random.Random) -> Task:
+        """A task of the train families, at any level."""
+        return self.draw_at(rng, rng.choices(list(LEVELS), list(LEVELS.values()))[0])
+
+    def draw_at(self, rng: random.Random, level: int) -> Task:
+        """A task of the train families at one level."""
         return self.envs[level].generate_task(rng)
 
     def read(self, rng: random.Random, task: Task) -> Reading:
@@ -87,7 +92,7 @@ class CalculatorDemonstrator(Demonstrator):
 
     env_class = CalculatorEnv
 
-    def draw(self, rng: random.Random, level: int) -> Task:
+    def draw_at(self, rng: random.Random, level: int) -> Task:
         """As the environment does, in another mix."""
         return problems.generate(rng, level, held=False, mix=CALCULATOR_MIX)
 

@@ -9,10 +9,9 @@ answers. Only train families are seen. Equal seeds give equal weights on one mac
 import argparse
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -28,51 +27,14 @@ from mopd.config import PromptSection
 from mopd.peers import PeerContext
 from mopd.prompts import teacher_prompt_ids
 
-T = TypeVar("T")
 CONTROL = ("<|pad|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>")
 VOCABULARY = 1024
+# What a prompt shows (S: a successful peer, F: a failed one, b: feedback), and how often.
+CONTEXTS = {"": 0.22, "S": 0.11, "SS": 0.08, "SF": 0.10, "SSF": 0.21, "F": 0.12, "FF": 0.06,
+            "Fb": 0.06, "b": 0.04}  # fmt: skip
 MAX_TOKENS = 1100
 BATCH_TOKENS = 3072
 OWN, PROMPT = 1.0, 0.3  # loss weights: the agent's tokens, the task with its evidence
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A part of the warm start; it begins with fresh optimizers from weights rounded to bf16.
-
-    `contexts` is what a prompt shows (S: a successful peer, F: a failed one, b: feedback) and
-    how often, `levels` the shares of the tasks' levels. For the first `bare` of its steps,
-    prompts without peers are more frequent. `lr` scales both learning rates.
-    """
-
-    steps: int
-    contexts: Mapping[str, float]
-    levels: Mapping[int, float]
-    bare: float
-    lr: float
-
-
-FORMATS_AND_PEERS = Stage(
-    steps=4000,
-    contexts={
-        "": 0.22, "S": 0.11, "SS": 0.08, "SF": 0.10, "SSF": 0.21, "F": 0.12, "FF": 0.06,
-        "Fb": 0.06, "b": 0.04,
-    },
-    levels={1: 0.2, 2: 0.45, 3: 0.2, 4: 0.15},
-    bare=0.35,
-    lr=1.0,
-)  # fmt: skip
-# Few phrases and many failed peers: here avoiding the shown mistake is what solves the task.
-AVOIDANCE = Stage(
-    steps=1100,
-    contexts={
-        "": 0.18, "S": 0.07, "SS": 0.03, "SF": 0.07, "SSF": 0.15, "F": 0.30, "FF": 0.12,
-        "Fb": 0.06, "b": 0.02,
-    },
-    levels={1: 0.5, 2: 0.35, 3: 0.08, 4: 0.07},
-    bare=0.0,
-    lr=0.6,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m agents.pocket.train", description=__doc__)
     parser.add_argument("--out", type=Path, default=PATH, help="folder (default: the package's)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=4000, help="batches of 3,072 tokens")
     args = parser.parse_args()
     torch.set_num_threads(1)  # a model this small is slower on two
     torch.manual_seed(args.seed)
@@ -99,10 +62,7 @@ def main() -> None:
         chat.check()
     model = build_model(len(tokenizer))
     print(f"{model.num_parameters():,} parameters, vocabulary {len(tokenizer)}", flush=True)
-    for number, stage in enumerate((FORMATS_AND_PEERS, AVOIDANCE), start=1):
-        print(f"stage {number}: {stage.steps} batches", flush=True)
-        train(model, chats, random.Random(args.seed + number), stage)
-        model = model.bfloat16().float()
+    train(model, chats, random.Random(args.seed + 1), args.steps)
     tokenizer.save_pretrained(args.out)
     model.bfloat16().save_pretrained(args.out)
 
@@ -126,7 +86,7 @@ def build_tokenizer(
     corpus: list[str] = [*wording, prompts.closing] * (texts // 10)
     for _ in range(texts):
         demonstrator = rng.choice(demonstrators)
-        task = demonstrator.draw(rng, _draw(rng, FORMATS_AND_PEERS.levels))
+        task = demonstrator.draw(rng)
         reading = demonstrator.read(rng, task)
         corpus.append(task.prompt)
         corpus.append(demonstrator.feedback(task, reading))
@@ -179,10 +139,10 @@ def build_model(vocabulary: int) -> Qwen3ForCausalLM:
 
 
 def make_example(
-    rng: random.Random, demonstrator: Demonstrator, chat: Chat, kind: str, level: int
+    rng: random.Random, demonstrator: Demonstrator, chat: Chat, kind: str
 ) -> Example | None:
     """One episode with the evidence that `kind` names; None where it is too long."""
-    task = demonstrator.draw(rng, level)
+    task = demonstrator.draw(rng)
     target, shown = _readings(rng, demonstrator, task, kind)
     context = PeerContext(
         successes=tuple(
@@ -243,30 +203,25 @@ def _other_than(
     return demonstrator.guess(rng, task)
 
 
-def _draw(rng: random.Random, shares: Mapping[T, float]) -> T:
-    return rng.choices(list(shares), list(shares.values()))[0]
-
-
 def _peer(task: Task, messages: tuple[Message, ...]) -> Trajectory:
     return Trajectory(task, 0, (), (), (), messages, Verdict(0.0, False), StopReason.ANSWERED, "")
 
 
 def train(
-    model: Qwen3ForCausalLM, chats: Mapping[Demonstrator, Chat], rng: random.Random, stage: Stage
+    model: Qwen3ForCausalLM, chats: dict[Demonstrator, Chat], rng: random.Random, steps: int
 ) -> None:
     """Weighted next-token prediction; Muon on matrices, AdamW on embeddings and norms."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers: tuple[torch.optim.Optimizer, ...] = (
-        torch.optim.Muon(
-            matrices, lr=5e-3 * stage.lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
-        ),
-        torch.optim.AdamW(others, lr=3e-3 * stage.lr, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=5e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0),
     )
     rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     started, tokens, losses = time.process_time(), 0, []
-    for step, batch in enumerate(batches(rng, chats, stage), start=1):
-        factor = min(1.0, step / 60) * min(1.0, max(0.02, (1 - step / stage.steps) / 0.4))
+    for step, batch in enumerate(batches(rng, chats, steps), start=1):
+        share = step / steps
+        factor = min(1.0, step / 60) * min(1.0, max(0.02, (1 - share) / 0.4))
         for optimizer, rate in zip(optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * factor
         loss = weighted_loss(model, batch)
@@ -278,10 +233,10 @@ def train(
             optimizer.step()
         tokens += sum(len(e.ids) for e in batch)
         losses.append(loss.item())
-        if step % 50 == 0 or step == stage.steps:
+        if step % 50 == 0 or step == steps:
             spent = time.process_time() - started
             print(
-                f"step {step}/{stage.steps}  loss {sum(losses) / len(losses):.3f}  "
+                f"step {step}/{steps}  loss {sum(losses) / len(losses):.3f}  "
                 f"{tokens / 1e6:.2f}M tokens  {spent / 60:.1f} CPU-minutes",
                 flush=True,
             )
@@ -289,19 +244,18 @@ def train(
 
 
 def batches(
-    rng: random.Random, chats: Mapping[Demonstrator, Chat], stage: Stage
+    rng: random.Random, chats: dict[Demonstrator, Chat], steps: int
 ) -> Iterator[list[Example]]:
-    """The stage's batches, each of examples of like length."""
+    """`steps` batches of examples of like length; peers come in over the first third."""
     done = 0
-    while done < stage.steps:
-        bare = 0.75 * max(0.0, 1 - done / stage.steps / stage.bare) if stage.bare else 0.0
+    while done < steps:
+        bare = 0.75 * max(0.0, 1 - done / steps / 0.35)
         pool: list[Example] = []
         while len(pool) < 160:
             demonstrator = rng.choice(list(chats))
-            kind = _draw(rng, stage.contexts)
+            kind = rng.choices(list(CONTEXTS), list(CONTEXTS.values()))[0]
             kind = "" if rng.random() < bare else kind
-            level = _draw(rng, stage.levels)
-            example = make_example(rng, demonstrator, chats[demonstrator], kind, level)
+            example = make_example(rng, demonstrator, chats[demonstrator], kind)
             if example is not None:
                 pool.append(example)
         pool.sort(key=lambda e: len(e.ids))
@@ -311,7 +265,7 @@ def batches(
                 groups.append([])
             groups[-1].append(example)
         rng.shuffle(groups)
-        for group in groups[: stage.steps - done]:
+        for group in groups[: steps - done]:
             done += 1
             yield group
 
