@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print("error:", *str(error).split(), file=sys.stderr)
         return 2
-    report = measure(config, args.adapter)
+    report = measure(config, args.adapter, alone=args.alone)
     if args.json is not None:
         args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     show(report)
@@ -56,6 +56,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tasks", type=int, metavar="N", help="held-out tasks")
     parser.add_argument("--samples", type=int, default=8, metavar="N", help="rollouts of a task")
     parser.add_argument("--seed", type=int, metavar="N")
+    parser.add_argument("--alone", action="store_true", help="only the success without peers")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting of a run"
@@ -63,7 +64,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def measure(config: "Config", adapter: Path | None) -> dict[str, Any]:
+def measure(config: "Config", adapter: Path | None, *, alone: bool = False) -> dict[str, Any]:
     """Play held-out tasks without peers, then with each kind of evidence, and score the former."""
     import torch
 
@@ -111,6 +112,7 @@ def measure(config: "Config", adapter: Path | None) -> dict[str, Any]:
             analysis.peer_effect(agent_with_room, chat, make_env, groups, contexts, config)
         )
 
+    conditions = {} if alone else analysis.CONDITIONS
     return {
         "env": config.env.name,
         "level": env.level,
@@ -118,11 +120,11 @@ def measure(config: "Config", adapter: Path | None) -> dict[str, Any]:
         "adapter": str(adapter) if adapter else None,
         "seed": config.seed,
         "without_peers": evaluation.as_dict(),
-        "with_peers": {name: effect(slots) for name, slots in analysis.CONDITIONS.items()},
+        "with_peers": {name: effect(slots) for name, slots in conditions.items()},
         "teacher_auc": {"none": judged(analysis.without_peers(groups))}
         | {
             name: judged(analysis.peers_of_judged_rollouts(groups, slots, config))
-            for name, slots in analysis.CONDITIONS.items()
+            for name, slots in conditions.items()
         },
     }
 
