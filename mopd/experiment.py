@@ -60,7 +60,7 @@ def preflight(config: Config) -> None:
     tokenizer = load_tokenizer(config.model)
     _check_room(config)
     for split in ("train", "held_out"):
-        env = env_factory(config, split)()
+        env = task_source(config, split)
         chat = Chat(tokenizer, env.schemas())
         chat.check()
         messages, _ = env.reset(options={"task": env.task(0)})
@@ -106,7 +106,7 @@ def run_experiment(
     if config.algo == "mopd" and config.teacher.kind == "ema":
         add_teacher_adapter(student)
     make_env = {split: env_factory(config, split) for split in ("train", "held_out")}
-    train_env, eval_env = make_env["train"](), make_env["held_out"]()
+    train_env, eval_env = task_source(config, "train"), task_source(config, "held_out")
     chat = Chat(tokenizer, train_env.schemas())
     agent = TransformersAgent(
         student,
@@ -200,8 +200,18 @@ def run_experiment(
     view.summary(summary)
 
 
+def task_source(config: Config, split: Split) -> ToolEnv:
+    """The environment that draws the tasks of a split, with its data file where there is one."""
+    data = config.env.data if split == "train" else config.env.eval_data
+    return _make_env(config, split, data=data)
+
+
 def env_factory(config: Config, split: Split) -> Callable[[], ToolEnv]:
-    """Makes environments as the configuration wants them."""
+    """Makes the environments of episodes: they are given their task and read no file."""
+    return lambda: _make_env(config, split, data=None)
+
+
+def _make_env(config: Config, split: Split, *, data: str | None) -> ToolEnv:
     section, sandbox = config.env, config.sandbox
     limits = EnvLimits(
         max_turns=section.max_turns,
@@ -212,11 +222,11 @@ def env_factory(config: Config, split: Split) -> Callable[[], ToolEnv]:
     box = Limits(
         wall_s=sandbox.wall_s, cpu_s=sandbox.wall_s, memory_bytes=sandbox.memory_mb * 2**20
     )
-    return lambda: envs.make(
+    return envs.make(
         section.name,
         split=split,
         level=section.level,
-        data=section.data if split == "train" else section.eval_data,
+        data=data,
         limits=limits,
         sandbox=lambda: open_sandbox(sandbox.backend, box),
     )
@@ -322,7 +332,7 @@ def _rollout_records(record: StepRecord) -> list[dict[str, Any]]:
             extra: dict[str, Any] = {"group": number}
             if row is not None:
                 extra |= {"peers": row.peers, "advantage": row.advantage}
-                extra["teacher_score"] = record.teacher_scores.get((number, trajectory.index))
+                extra["teacher_logprobs"] = record.teacher_logprobs.get((number, trajectory.index))
             records.append(trajectory_record(trajectory, **extra))
     return records
 

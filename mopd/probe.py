@@ -73,7 +73,7 @@ def measure(config: "Config", adapter: Path | None, *, alone: bool = False) -> d
     from mopd import analysis
     from mopd.config import TeacherSection
     from mopd.evaluate import evaluate, held_out_tasks
-    from mopd.experiment import TINY, env_factory, quiet_libraries
+    from mopd.experiment import TINY, env_factory, quiet_libraries, task_source
     from mopd.student import device_of, load_student, load_tokenizer
     from mopd.teacher import LocalTeacher
 
@@ -85,7 +85,7 @@ def measure(config: "Config", adapter: Path | None, *, alone: bool = False) -> d
     if device_of(config.model).type == "cpu" and model.num_parameters() < TINY:
         torch.set_num_threads(1)
     make_env = env_factory(config, "held_out")
-    env = make_env()
+    env = task_source(config, "held_out")
     chat = Chat(load_tokenizer(config.model), env.schemas())
 
     def agent_with_room(max_context: int) -> TransformersAgent:

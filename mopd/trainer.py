@@ -37,8 +37,8 @@ class StepRecord:
     rows: tuple[Row, ...]
     started: float
     loss: float = 0.0
-    # Mean teacher log-probability of a rollout's sampled tokens, by (group, index).
-    teacher_scores: dict[tuple[int, int], float] = field(default_factory=dict)
+    # The teacher's log-probability of each sampled token of a rollout, by (group, index).
+    teacher_logprobs: dict[tuple[int, int], list[float]] = field(default_factory=dict)
 
 
 class MOPDTrainer(Trainer):
@@ -123,7 +123,7 @@ class MOPDTrainer(Trainer):
             sizes = [row.trajectory.sampled_tokens for row in rows]
             scores = torch.split(token_loss.teacher_logprobs_N, sizes)
             for row, logprobs in zip(rows, scores, strict=True):
-                record.teacher_scores[row.group, row.trajectory.index] = float(logprobs.mean())
+                record.teacher_logprobs[row.group, row.trajectory.index] = logprobs.tolist()
         ranks: int = self.accelerator.num_processes
         return loss * ranks  # DDP averages over them
 
@@ -178,9 +178,9 @@ def step_metrics(record: StepRecord) -> dict[str, Any]:
     scores: list[list[float]] = [[] for _ in groups]
     labels: list[list[bool]] = [[] for _ in groups]
     for row in record.rows:
-        score = record.teacher_scores.get((row.group, row.trajectory.index))
-        if score is not None and row.trajectory.verdict is not None:
-            scores[row.group].append(score)
+        logprobs = record.teacher_logprobs.get((row.group, row.trajectory.index))
+        if logprobs and row.trajectory.verdict is not None:
+            scores[row.group].append(_mean(logprobs))
             labels[row.group].append(row.trajectory.verdict.success)
     aucs = task_aucs(scores, labels)
     tokens = sum(t.sampled_tokens for t in played)
