@@ -1,0 +1,132 @@
+"""The code environment: a session that lasts for the episode, and hidden tests that decide."""
+
+import json
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import envs
+from envs.base import ToolEnv
+from envs.code import problems
+from envs.types import Message, Task, ToolCall
+from sandboxes.base import Limits
+from sandboxes.local import LocalSandbox
+
+DOUBLE_SUM = Task(
+    "double-sum",
+    "Write f(xs) that takes a list of integers, doubles each number, then returns the sum.",
+    answer="def f(xs):\n    return 2 * sum(xs)",
+    payload={"entry_point": "f", "cases": ((([1, 2],), 6), (([-1],), -2), (([],), 0))},
+)
+
+
+@pytest.fixture
+def env() -> Iterator[ToolEnv]:
+    made = envs.make("code", sandbox=lambda: LocalSandbox(Limits(wall_s=1.0)))
+    made.reset(options={"task": DOUBLE_SUM})
+    yield made
+    made.close()
+
+
+def run(env: ToolEnv, code: str) -> str:
+    call = ToolCall("call_0", "run_python", json.dumps({"code": code}))
+    (message,) = env.step(Message("assistant", "", (call,)))[0]
+    return message.content
+
+
+def answer(env: ToolEnv, program: str) -> Any:
+    env.step(Message("assistant", f"Here it is.\n```python\n{program}\n```"))
+    return env.verdict
+
+
+def test_variables_live_from_turn_to_turn_and_a_last_expression_is_echoed(env: ToolEnv) -> None:
+    assert run(env, "xs = [3, 4]\nprint(xs)") == "[3, 4]"
+    assert run(env, "sum(xs)") == "7"
+    assert run(env, "y = 1") == "(no output)"
+
+
+def test_an_exception_is_an_observation_that_names_the_line(env: ToolEnv) -> None:
+    text = run(env, "x = 1\nprint(x)\n1 / 0")
+    assert text.startswith("1\n")
+    assert "line 3" in text
+    assert text.endswith("ZeroDivisionError: division by zero")
+
+
+def test_a_hang_is_an_observation_and_the_episode_goes_on(env: ToolEnv) -> None:
+    assert "timed out" in run(env, "while True: pass")
+    assert run(env, "1 + 1") == "2"
+
+
+def test_a_new_episode_has_a_new_session(env: ToolEnv) -> None:
+    run(env, "secret = 5")
+    env.reset(options={"task": DOUBLE_SUM})
+    assert "NameError" in run(env, "secret")
+
+
+def test_the_program_that_passes_every_hidden_case_is_a_success(env: ToolEnv) -> None:
+    verdict = answer(env, "def f(xs):\n    return sum(2 * x for x in xs)")
+    assert (verdict.reward, verdict.success) == (1.0, True)
+
+
+@pytest.mark.parametrize(
+    ("program", "feedback"),
+    [
+        ("def f(xs):\n    return sum(xs)", "f([1, 2]) returned 3, expected 6"),
+        ("def f(xs):\n    return 2 * xs[0] + 2 * xs[1]", "f([-1]) raised IndexError"),
+        ("def g(xs):\n    return 0", "f"),
+    ],
+)
+def test_the_feedback_shows_the_first_failing_case(
+    env: ToolEnv, program: str, feedback: str
+) -> None:
+    verdict = answer(env, program)
+    assert not verdict.success
+    assert feedback in verdict.feedback
+
+
+def test_what_the_session_was_made_to_believe_does_not_reach_the_judge(env: ToolEnv) -> None:
+    run(env, "import builtins\nbuiltins.sum = lambda xs: 6")
+    assert answer(env, "def f(xs):\n    return 2 * sum(xs)").success
+
+
+def test_an_answer_without_a_program_fails_and_says_so(env: ToolEnv) -> None:
+    env.step(Message("assistant", "I do not know."))
+    assert env.verdict is not None
+    assert "```python" in env.verdict.feedback
+
+
+@pytest.mark.parametrize("level", problems.LEVELS)
+def test_reference_programs_pass_and_programs_without_their_first_step_fail(level: int) -> None:
+    made = envs.make("code", level=level)
+    for seed in range(4):
+        task = problems.generate(random.Random(seed), level, held=False)
+        made.reset(options={"task": task})
+        assert answer(made, task.answer).success
+        lines = task.answer.splitlines()
+        made.reset(options={"task": task})
+        verdict = answer(made, "\n".join([lines[0], "    xs = xs[:1]", *lines[1:]]))
+        assert not verdict.success
+    made.close()
+
+
+def test_every_canonical_humaneval_solution_succeeds_in_the_environment(
+    shared_data: Path,
+) -> None:
+    made = envs.make("code", data=shared_data / "humaneval" / "dev.jsonl")
+    assert made.rows is not None
+
+    def judged(task: Task) -> tuple[bool, bool]:
+        own = envs.make("code")
+        verdicts = []
+        for program in (task.answer, f"def {task.payload['entry_point']}(*args):\n    return None"):
+            own.reset(options={"task": task})
+            verdicts.append(answer(own, program).success)
+        own.close()
+        return verdicts[0], verdicts[1]
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(judged, made.rows)) == [(True, False)] * 82
