@@ -198,6 +198,7 @@ def run_experiment(
     }
     folder.write_summary(summary)
     view.summary(summary)
+    view.note(f"everything is in {folder.path}")
 
 
 def task_source(config: Config, split: Split) -> ToolEnv:
