@@ -80,7 +80,7 @@ class PeersSection(Section):
     failures: int | Literal["all"] = Field(1)
     failure_shown: Literal["always", "without_success"] = "always"
     feedback_shown: Literal["never", "always", "without_success"] = "without_success"
-    without_evidence: Literal["skip", "anchor"] = "anchor"
+    without_evidence: Literal["skip", "anchor"] = "skip"
     cut_off_failures: bool = Field(
         False, description="show failed peers that a limit cut off in the middle"
     )
