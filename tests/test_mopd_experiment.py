@@ -26,7 +26,8 @@ ROOT = Path(__file__).parent.parent
 STEPS, ROLLOUTS = 9, 8
 SETTINGS = shlex.split(
     "--env calculator --tasks-per-step 2 --group-size 4 --set env.level=1 --set eval.tasks=4 "
-    "--set eval.samples=2 --set checkpoint.every=3 --set optim.micro_batch=4"
+    "--set eval.samples=2 --set checkpoint.every=3 --set optim.micro_batch=4 "
+    "--set peers.without_evidence=anchor"  # so that every rollout of such small groups is scored
 )
 ESTIMATE = {"mean", "ci_low", "ci_high"}
 
@@ -113,7 +114,8 @@ def test_a_run_leaves_the_folder_that_the_architecture_names(whole: Path) -> Non
             trajectory = trajectory_from_record(record)
             assert trajectory.adapter_version == f"step-{step - 1}"
             assert trajectory.index not in record["peers"]
-            assert record["teacher_score"] < 0
+            assert len(record["teacher_logprobs"]) == sum(record["sampled_mask"])
+            assert max(record["teacher_logprobs"]) <= 0
     checkpoints = sorted(path.name for path in (whole / "checkpoints").glob("checkpoint-*"))
     assert checkpoints == ["checkpoint-6", "checkpoint-9"]
 
