@@ -107,6 +107,16 @@ class PromptSection(Section):
     feedback: str = "Feedback from your unsuccessful earlier attempt:\n{feedback}"
     closing: str = "Now solve the original question correctly."
 
+    @model_validator(mode="after")
+    def _slots(self) -> "PromptSection":
+        slots = {"first_success": "{peer}", "other_success": "{peer}", "failure": "{peer}"}
+        for name, slot in {**slots, "feedback": "{feedback}"}.items():
+            if getattr(self, name).count(slot) != 1:
+                raise ValueError(
+                    f"prompt.{name} needs {slot} exactly once: {getattr(self, name)!r}"
+                )
+        return self
+
 
 class TeacherSection(Section):
     """Who judges the tokens."""
@@ -193,12 +203,24 @@ class Config(Section):
                 f"rollout.max_new_tokens={self.rollout.max_new_tokens} leaves no room for the "
                 f"prompt in rollout.max_context={self.rollout.max_context}"
             )
-        if self.algo == "grpo" and self.rollout.group_size < 2:
-            raise ValueError("grpo compares rollouts of one task: rollout.group_size must be >= 2")
+        if self.algo == "grpo":
+            if self.rollout.group_size < 2:
+                raise ValueError(
+                    "grpo compares rollouts of a task: rollout.group_size must be >= 2"
+                )
+            for name, default in (("teacher", TeacherSection()), ("loss", LossSection())):
+                if getattr(self, name) != default:
+                    raise ValueError(f"[{name}] has no effect with algo=grpo; leave it out")
         if self.algo == "mopd":
+            if self.grpo != GrpoSection():
+                raise ValueError("[grpo] has no effect with algo=mopd; leave it out")
             peers = self.peers
-            if self.rollout.group_size < 2 and peers.feedback_shown == "never":
-                raise ValueError("mopd needs peers: rollout.group_size must be >= 2")
+            shown = (peers.successes, peers.failures)
+            if self.rollout.group_size < 2 and shown != (0, 0):
+                raise ValueError(
+                    "mopd needs peers: rollout.group_size must be >= 2 (or, for feedback alone, "
+                    "peers.successes=0 and peers.failures=0)"
+                )
             if (
                 peers.successes == 0
                 and peers.failures == 0

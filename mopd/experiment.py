@@ -185,6 +185,7 @@ def run_experiment(
     after = evaluated("after", "after training", config.steps)
     summary = {
         "env": config.env.name,
+        "level": train_env.level if train_env.rows is None else None,
         "algo": config.algo,
         "model": config.model.name,
         "seed": config.seed,

@@ -54,6 +54,14 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: no such model, or no such template file.
     """
+    folder = Path(model_path(section.name))
+    if (folder.is_absolute() or section.name.startswith(".") or folder.is_dir()) and not (
+        folder / "config.json"
+    ).is_file():
+        raise ValueError(
+            f"model.name={section.name}: there is no {folder / 'config.json'} (expected 'pocket', "
+            "the folder of a model, or a name on the hub)"
+        )
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_path(section.name))
     except (OSError, ValueError) as error:

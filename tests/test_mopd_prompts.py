@@ -175,10 +175,10 @@ def test_a_peer_with_nothing_to_show_gets_no_block(chat):
     )
 
 
-def test_a_wording_without_its_slot_is_refused(chat):
-    config = PromptSection(failure="Somebody failed.")
-    with pytest.raises(ValueError, match=r"expected .* each wording in \[prompt\] needs"):
-        teacher_prompt_ids(PROMPT, PeerContext((), (said("20"),), ""), config, chat)
+@pytest.mark.parametrize("wording", ["Somebody failed.", "{peer} and {peer}"])
+def test_a_wording_needs_its_slot_exactly_once(wording):
+    with pytest.raises(ValueError, match=r"prompt.failure needs \{peer\} exactly once"):
+        PromptSection(failure=wording)
 
 
 def test_a_prompt_without_a_user_message_is_refused(chat):

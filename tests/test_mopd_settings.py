@@ -190,3 +190,19 @@ def test_another_model_than_the_pocket_student_starts_from_settings_of_its_own()
     pocket = load_settings(file=None, flags={}, assignments=[])
     assert chosen.rollout.max_new_tokens > 10 * pocket.rollout.max_new_tokens
     assert chosen.optim.lr == 5e-5
+
+
+@pytest.mark.parametrize(
+    ("algo", "assignment"),
+    [
+        ("grpo", "teacher.kind=base"),
+        ("grpo", "loss.top_k=5"),
+        ("mopd", "grpo.clip=0.1"),
+        ("mopd", "rollout.group_size=1"),
+        ("mopd", "prompt.first_success=hello"),
+    ],
+)
+def test_a_setting_that_cannot_have_its_effect_is_refused_in_one_line(algo, assignment):
+    with pytest.raises(SettingsError) as refused:
+        load_settings(file=None, flags={"algo": algo}, assignments=[assignment])
+    assert "\n" not in str(refused.value)
