@@ -21,5 +21,6 @@ for _name, _class in _CLASSES.items():
 
 def make(name: str, **options: Any) -> "ToolEnv":
     """The environment `name` of `NAMES`, without Gymnasium's wrappers."""
+    # Gymnasium's registry knows no more than Env.
     env: ToolEnv = gymnasium.make(f"mopd/{name}-v0", **options).unwrapped  # type: ignore[assignment]
     return env

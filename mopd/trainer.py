@@ -76,6 +76,7 @@ class MOPDTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[int]:
         """A clock: tasks depend on the step's number alone, so that a resumed run equals."""
+        # Typed by the Trainer as anything that it takes; ours is `_Steps`.
         return DataLoader(self.train_dataset, batch_size=1, collate_fn=list)  # type: ignore[arg-type]
 
     def get_batch_samples(
