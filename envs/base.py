@@ -49,6 +49,7 @@ class ToolEnv(gymnasium.Env[Transcript, Message], ABC):
     system_prompt: ClassVar[str]
     levels: ClassVar[range]
     default_level: ClassVar[int]
+    needs_sandbox: ClassVar[bool] = False  # whether tools or verifiers run code of the agent
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class ToolEnv(gymnasium.Env[Transcript, Message], ABC):
         self.level = level
         self.limits = limits or EnvLimits()
         self.render_mode = render_mode
-        self._open_sandbox = sandbox or (lambda: open_sandbox("local", Limits()))
+        self._open_sandbox = sandbox or (lambda: open_sandbox("auto", Limits()))
         self._sandbox: Sandbox | None = None
         self.rows: tuple[Task, ...] | None = (
             read_jsonl(Path(data), self.read_row) if data is not None else None

@@ -35,9 +35,28 @@ class EnvSection(Section):
 class SandboxSection(Section):
     """Where the code of a model runs."""
 
-    backend: Literal["local"] = "local"
+    backend: Literal["auto", "jail", "landlock", "docker", "unsafe_local"] = Field(
+        "auto", description="auto: the first that works; see python -m sandboxes.check"
+    )
     wall_s: float = Field(5.0, gt=0, description="one execution")
-    memory_mb: int = Field(512, ge=64)
+    memory_mb: int = Field(512, ge=128, description="of each process")
+    max_sessions: int = Field(256, ge=2, description="open at once; a further one waits")
+    image: str | None = Field(None, description="docker; else that of python -m sandboxes.image")
+    runtime: str | None = Field(None, description="docker, such as runsc")
+    allow_unsafe: bool = Field(False, description="unsafe_local runs code with all your rights")
+
+    @model_validator(mode="after")
+    def _of_its_backend(self) -> "SandboxSection":
+        if (self.image or self.runtime) and self.backend != "docker":
+            raise ValueError(
+                f"sandbox.image and sandbox.runtime are docker's; got backend={self.backend}"
+            )
+        if (self.backend == "unsafe_local") != self.allow_unsafe:
+            raise ValueError(
+                "sandbox.backend=unsafe_local and sandbox.allow_unsafe=true go together: that "
+                "backend runs a model's code with all of your rights"
+            )
+        return self
 
 
 class ModelSection(Section):

@@ -39,7 +39,7 @@ from mopd.student import (
 )
 from mopd.teacher import LocalTeacher
 from mopd.trainer import MOPDTrainer, Rollouts, StepRecord, step_metrics
-from sandboxes.base import Limits
+from sandboxes.base import BackendOptions, Limits, Sandbox, SandboxError
 from sandboxes.open import open_sandbox
 
 TINY = 50_000_000  # parameters under which a second CPU thread only costs
@@ -65,6 +65,11 @@ def preflight(config: Config) -> None:
         chat.check()
         messages, _ = env.reset(options={"task": env.task(0)})
         length = len(chat.prompt_ids(messages))
+        if env.needs_sandbox:
+            try:
+                env.sandbox.run("")
+            except SandboxError as error:
+                raise ValueError(f"sandbox.backend={config.sandbox.backend}: {error}") from error
         env.close()
         if length >= config.rollout.max_context:
             raise ValueError(
@@ -214,15 +219,12 @@ def env_factory(config: Config, split: Split) -> Callable[[], ToolEnv]:
 
 
 def _make_env(config: Config, split: Split, *, data: str | None) -> ToolEnv:
-    section, sandbox = config.env, config.sandbox
+    section = config.env
     limits = EnvLimits(
         max_turns=section.max_turns,
         max_tool_calls=section.max_tool_calls,
         max_observation_chars=section.max_observation_chars,
         max_episode_s=section.max_episode_s,
-    )
-    box = Limits(
-        wall_s=sandbox.wall_s, cpu_s=sandbox.wall_s, memory_bytes=sandbox.memory_mb * 2**20
     )
     return envs.make(
         section.name,
@@ -230,7 +232,30 @@ def _make_env(config: Config, split: Split, *, data: str | None) -> ToolEnv:
         level=section.level,
         data=data,
         limits=limits,
-        sandbox=lambda: open_sandbox(sandbox.backend, box),
+        sandbox=lambda: sandbox_of(config),
+    )
+
+
+def sandbox_of(config: Config) -> Sandbox:
+    """Where code runs under these settings; many environments share its processes.
+
+    Raises:
+        SandboxError: it does not work on this machine, with what would cure it.
+    """
+    section = config.sandbox
+    return open_sandbox(
+        section.backend,
+        Limits(
+            wall_s=section.wall_s,
+            cpu_s=section.wall_s,
+            memory_bytes=section.memory_mb * 2**20,
+        ),
+        options=BackendOptions(
+            allow_unsafe=section.allow_unsafe,
+            image=section.image,
+            runtime=section.runtime,
+            max_sessions=section.max_sessions,
+        ),
     )
 
 

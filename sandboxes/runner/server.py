@@ -1,0 +1,470 @@
+"""Serves the sessions of one runner, each of which is a confined process of the nursery.
+
+It passes requests on to the processes and answers back, keeps the time, cuts the outputs, and
+says how processes end. It never decodes what a process sends: a frame that is too big, or does
+not begin with the request's nonce, costs that process its life and nobody else's.
+
+From the host come ("request", session, first, wall_s, stdin, message, last), ("answer", session,
+message) and ("end", session): the first request begins a session, the last one ends it. To the
+host go ("ready",), ("event", session, message), ("fault", session, reason) and,
+once for each request and for each death, ("done", session, Done).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import importlib
+import math
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from sandboxes import wire
+from sandboxes.runner import confine, repl, system
+from sandboxes.runner.nursery import Nursery
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
+GRACE_S = 0.5  # from the interrupt, which may save the session's state, to the kill
+RUNAWAY = 16  # code may print this many times what is kept of it
+MAX_EVENT_BYTES = 64 * 2**20  # in answer to one request
+_PIECE = 2**16
+_PIECES_AT_ONCE = 32  # of one process, before the others have their turn
+
+
+class Output:
+    """What came out of a pipe, as much of it as is kept."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.kept = bytearray()
+        self.total = 0
+
+    def add(self, data: bytes, limit: int) -> None:
+        """Take note of what was read."""
+        self.total += len(data)
+        self.kept += data[: max(0, limit - len(self.kept))]
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.kept, self.total = bytearray(), 0
+
+
+class Job:
+    """One confined process."""
+
+    def __init__(
+        self, pid: int, pidfd: int, stdin: int, stdout: int, stderr: int, channel: int
+    ) -> None:
+        self.clock = ~pid << 3 | 2  # of its CPU time, see clock_getcpuclockid(3)
+        self.pidfd = pidfd
+        self.stdin = stdin
+        self.stdout, self.stderr = Output(stdout), Output(stderr)
+        self.channel = channel
+        self.frames = wire.Frames(wire.MAX_VALUE_BYTES + 2**16)
+        self.session: int | None = None  # None while it waits to become one
+        self.ready = False
+        self.nonce: bytes | None = None  # of the request at work
+        self.last = False
+        self.stopping = ""
+        self.closed = False  # the channel: it is ending, or the code did that
+        self.broken = ""  # what the code did to its channel
+        self.fault = ""
+        self.deadline_s = math.inf
+        self.cpu_before_s = 0.0  # the request at work
+        self.check_cpu_s = math.inf  # when it can have used up its CPU time
+        self.event_bytes = 0
+        self.input = b""  # that the process has not read yet
+        self.outbox = b""
+        for descriptor in (stdin, stdout, stderr, channel):
+            os.set_blocking(descriptor, False)
+
+
+class Server:
+    """All processes of one runner."""
+
+    def __init__(
+        self, confinement: confine.Confinement, nursery: socket.socket, source: int, sink: int
+    ) -> None:
+        self._confinement = confinement
+        self._nursery, self._source, self._sink = nursery, source, sink
+        self._frames = wire.Frames()
+        self._poll = select.epoll()
+        self._react: dict[int, Callable[[], None]] = {}
+        self._jobs: dict[int, Job] = {}  # by session
+        self._by_serial: dict[int, Job] = {}
+        self._spares: deque[Job] = deque()
+        self._waiting: deque[tuple[Any, ...]] = deque()  # requests of sessions to begin
+        self._unborn = 0
+        self._cores = len(os.sched_getaffinity(0))
+        self._working: set[Job] = set()
+        self._watch(source, self._hear_host)
+        self._watch(nursery.fileno(), self._hear_nursery)
+
+    def serve(self) -> NoReturn:
+        """Work until the host hangs up."""
+        self._tell("ready")
+        self._order_processes()
+        while True:
+            for descriptor, _ in self._poll.poll(self._next_deadline_s()):
+                reaction = self._react.get(descriptor)
+                if reaction is not None:
+                    reaction()
+            now_s = time.monotonic()
+            for job in [job for job in self._working if job.deadline_s <= now_s]:
+                self._stop(job, "wall_timeout")
+            for job in [job for job in self._working if job.check_cpu_s <= now_s]:
+                self._check_cpu(job)
+
+    def _next_deadline_s(self) -> float | None:
+        first = min(
+            (min(job.deadline_s, job.check_cpu_s) for job in self._working), default=math.inf
+        )
+        return None if first == math.inf else max(0.0, first - time.monotonic())
+
+    # The host.
+
+    def _tell(self, *message: Any) -> None:
+        data = memoryview(wire.frame(wire.encode(message, wire.MAX_FRAME_BYTES)))
+        try:
+            while data:
+                data = data[os.write(self._sink, data) :]
+        except OSError:
+            os._exit(0)  # nobody is there, and the processes go with this one
+
+    def _hear_host(self) -> None:
+        data = os.read(self._source, 2**20)
+        if not data:
+            os._exit(0)
+        self._frames.feed(data)
+        while (body := self._frames.take()) is not None:
+            kind, session, *rest = wire.decode(body)
+            if kind == "request":
+                self._request(session, *rest)
+            elif session in self._jobs:
+                job = self._jobs[session]
+                if kind == "end":
+                    self._forget(job)
+                elif job.nonce is not None:
+                    self._send(job, job.nonce + rest[0])
+            elif kind == "end":
+                waiting = [request for request in self._waiting if request[0] != session]
+                self._waiting = deque(waiting)
+
+    def _request(self, session: int, first: bool, *request: Any) -> None:
+        if not first:
+            if session in self._jobs:  # else it has died, which the host is being told
+                self._begin(self._jobs[session], *request)
+        elif self._spares:
+            self._assign(self._spares.popleft(), session, *request)
+        else:
+            self._waiting.append((session, *request))
+        self._order_processes()
+
+    def _assign(self, job: Job, session: int, *request: Any) -> None:
+        job.session = session
+        self._jobs[session] = job
+        self._begin(job, *request)
+
+    def _begin(self, job: Job, wall_s: float, stdin: bytes, message: bytes, last: bool) -> None:
+        if job.stdin >= 0:
+            job.input = stdin
+            self._watch(job.stdin, lambda: self._feed(job), select.EPOLLOUT)
+            self._feed(job)
+        job.nonce, job.last, job.stopping = os.urandom(repl.NONCE_BYTES), last, ""
+        job.event_bytes = 0
+        for output in (job.stdout, job.stderr):
+            output.clear()
+        job.deadline_s = time.monotonic() + wall_s
+        job.cpu_before_s = self._cpu_s(job)
+        self._working.add(job)
+        self._check_cpu(job)
+        self._send(job, job.nonce + message)
+
+    # Processes.
+
+    def _order_processes(self) -> None:
+        """As many as are waited for, and some that will be."""
+        wanted = len(self._waiting) + self._confinement.spares - len(self._spares) - self._unborn
+        if wanted > 0:
+            self._unborn += wanted
+            for first in range(0, wanted, 64):
+                self._nursery.send(bytes(min(64, wanted - first)))
+
+    def _hear_nursery(self) -> None:
+        data, descriptors, _, _ = socket.recv_fds(self._nursery, 2**16, 5)
+        if not data:
+            sys.exit("the nursery is gone")
+        kind, *rest = wire.decode(data)
+        if kind == "born":
+            self._unborn -= 1
+            self._adopt(rest[0], Job(rest[1], *descriptors))
+        elif kind == "dead":
+            serial, status, cpu_s, peak_bytes = rest
+            self._bury(self._by_serial.pop(serial), status, cpu_s, peak_bytes)
+        else:
+            self._unborn -= 1
+            if self._waiting:
+                session = self._waiting.popleft()[0]
+                self._tell("fault", session, f"no process could be started: {rest[0]}")
+
+    def _adopt(self, serial: int, job: Job) -> None:
+        self._by_serial[serial] = job
+        self._watch(job.channel, lambda: self._hear(job))
+        for output in (job.stdout, job.stderr):
+            self._watch(output.descriptor, functools.partial(self._read, job, output))
+        if self._waiting:
+            self._assign(job, *self._waiting.popleft())
+        else:
+            self._spares.append(job)
+
+    def _stop(self, job: Job, reason: str) -> None:
+        if job.closed and not job.stopping:
+            job.broken = job.broken or "the code closed the sandbox's own channel"
+        if job.closed or job.stopping:  # it was asked already, and time is up again
+            self._kill(job)
+            job.deadline_s = math.inf
+            return
+        job.stopping = reason
+        job.deadline_s = time.monotonic() + GRACE_S
+        self._signal(job, signal.SIGINT)
+
+    def _check_cpu(self, job: Job) -> None:
+        """Stop what has used up its time, else say when to look again.
+
+        A limit of the kernel's (RLIMIT_CPU) would count whole seconds, could be raised by the code
+        again, and its signal is ignored by the first process of a namespace.
+        """
+        left_s = self._confinement.cpu_s - (self._cpu_s(job) - job.cpu_before_s)
+        if left_s <= 0:
+            job.check_cpu_s = math.inf
+            if not job.stopping:
+                self._stop(job, "cpu_timeout")
+        else:
+            job.check_cpu_s = time.monotonic() + max(0.02, left_s / self._cores)
+
+    def _cpu_s(self, job: Job) -> float:
+        try:
+            return time.clock_gettime(job.clock)
+        except OSError:  # it has just died
+            return job.cpu_before_s
+
+    def _kill(self, job: Job) -> None:
+        self._signal(job, signal.SIGKILL)
+
+    def _signal(self, job: Job, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):  # its death is on its way here
+            signal.pidfd_send_signal(job.pidfd, number)
+
+    def _forget(self, job: Job) -> None:
+        """The session has ended; the process is nobody's until it is buried."""
+        if job.session is not None:
+            del self._jobs[job.session]
+            job.session = None
+        self._working.discard(job)
+        self._kill(job)
+
+    def _bury(self, job: Job, status: int, cpu_s: float, peak_bytes: int) -> None:
+        self._hear(job)
+        for output in (job.stdout, job.stderr):
+            self._read(job, output)
+        for descriptor in (job.stdin, job.stdout.descriptor, job.stderr.descriptor, job.channel):
+            self._close(descriptor)
+        os.close(job.pidfd)
+        self._working.discard(job)
+        if job in self._spares:
+            self._spares.remove(job)
+        if job.session is None:
+            return
+        del self._jobs[job.session]
+        if job.fault or not job.ready:
+            reason = job.fault or f"it ended with status {status} while it was being confined"
+            self._tell("fault", job.session, reason)
+        else:
+            code = os.waitstatus_to_exitcode(status)
+            self._tell_done(job, b"", code, cpu_s - job.cpu_before_s, peak_bytes)
+
+    # What processes say.
+
+    def _tell_done(
+        self, job: Job, final: bytes, code: int | None, cpu_s: float, peak_bytes: int
+    ) -> None:
+        done = (final, job.stopping, job.broken, code, cpu_s, peak_bytes)
+        outputs = [(bytes(each.kept), each.total) for each in (job.stdout, job.stderr)]
+        self._tell("done", job.session, done, *outputs)
+
+    def _hear(self, job: Job) -> None:
+        try:
+            data = os.read(job.channel, 2**18)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._unwatch(job.channel)
+            if not job.closed and job.session is not None:
+                job.closed = True
+                job.deadline_s = min(job.deadline_s, time.monotonic() + GRACE_S)
+                self._working.add(job)
+            return
+        job.frames.feed(data)
+        try:
+            while (body := job.frames.take()) is not None:
+                self._take(job, body)
+        except wire.WireError as error:
+            job.broken = job.broken or str(error)
+            self._kill(job)
+
+    def _take(self, job: Job, body: bytes) -> None:
+        start = repl.NONCE_BYTES
+        nonce, kind, message = body[:start], body[start : start + 1], body[start + 1 :]
+        if not job.ready and nonce == bytes(repl.NONCE_BYTES):
+            if kind == repl.READY:
+                job.ready = True
+            else:
+                job.fault = message.decode("utf-8", "replace")
+        elif job.nonce is None or nonce != job.nonce:
+            raise wire.WireError("a frame without the request's nonce")
+        elif kind == repl.FINAL:
+            for output in (job.stdout, job.stderr):
+                self._read(job, output)
+            job.nonce, job.deadline_s = None, math.inf
+            self._working.discard(job)
+            self._tell_done(job, message, None, self._cpu_s(job) - job.cpu_before_s, 0)
+            if job.last:
+                self._forget(job)
+        else:
+            job.event_bytes += len(message)
+            if job.event_bytes > MAX_EVENT_BYTES:
+                raise wire.WireError(f"over {MAX_EVENT_BYTES} bytes in answer to one request")
+            self._tell("event", job.session, message)
+
+    def _read(self, job: Job, output: Output) -> None:
+        limit = self._confinement.max_output_bytes
+        for _ in range(_PIECES_AT_ONCE):
+            try:
+                data = os.read(output.descriptor, _PIECE)
+            except BlockingIOError:
+                return
+            if not data:  # closed by the code; poll would report it again and again
+                self._unwatch(output.descriptor)
+                return
+            output.add(data, limit)
+            if output.total > RUNAWAY * limit and job.stopping != "output_limit":
+                if job.nonce is None:  # between two requests there is nothing to print
+                    job.broken = "the code printed without end between two runs"
+                    self._kill(job)
+                    return
+                job.stopping = ""
+                self._stop(job, "output_limit")
+
+    def _send(self, job: Job, body: bytes) -> None:
+        if not job.outbox:
+            self._watch(job.channel, lambda: self._post(job), select.EPOLLIN | select.EPOLLOUT)
+        job.outbox += wire.frame(body)
+        self._post(job)
+
+    def _post(self, job: Job) -> None:
+        try:
+            while job.outbox:
+                job.outbox = job.outbox[os.write(job.channel, job.outbox[: 2**20]) :]
+        except BlockingIOError:
+            self._hear(job)
+            return
+        except OSError:
+            job.outbox = b""  # its end is being noticed elsewhere
+        self._watch(job.channel, lambda: self._hear(job))
+        self._hear(job)
+
+    def _feed(self, job: Job) -> None:
+        try:
+            while job.input:
+                job.input = job.input[os.write(job.stdin, job.input[:_PIECE]) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            pass  # it closed its input
+        self._close(job.stdin)
+        job.stdin = -1
+
+    # Descriptors.
+
+    def _watch(
+        self, descriptor: int, reaction: Callable[[], None], events: int = select.EPOLLIN
+    ) -> None:
+        if descriptor in self._react:
+            self._poll.modify(descriptor, events)
+        else:
+            self._poll.register(descriptor, events)
+        self._react[descriptor] = reaction
+
+    def _unwatch(self, descriptor: int) -> None:
+        if self._react.pop(descriptor, None) is not None:
+            self._poll.unregister(descriptor)
+
+    def _close(self, descriptor: int) -> None:
+        if descriptor >= 0:
+            self._unwatch(descriptor)
+            os.close(descriptor)
+
+
+def prepare(confinement: confine.Confinement) -> None:
+    """Make everything ready that all sessions share."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    sys.path.extend(confinement.packages)
+    for name in confinement.preload:
+        importlib.import_module(name)
+    if confinement.drop_uid is not None:
+        system.drop_bounding_set()
+        confine.become(confinement.drop_uid)
+        system.set_dumpable()  # sessions map their own user, in a file that belongs to this process
+    if confinement.seccomp:
+        system.no_new_privileges()
+    gc.collect()
+    gc.freeze()  # what is never touched is never copied for a session
+
+
+def channel_of(argument: str) -> tuple[int, int]:
+    """Where to read from and write to; afterwards the standard streams are free."""
+    if argument != "stdio":
+        return int(argument), int(argument)
+    source, sink = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.close(null)
+    return source, sink
+
+
+def main() -> NoReturn:
+    """Take the descriptor of the channel, or `stdio`; the first message is the confinement."""
+    confine.ignore_interrupts()
+    source, sink = channel_of(sys.argv[1])
+    for descriptor in {source, sink}:
+        os.set_inheritable(descriptor, False)
+    frames = wire.Frames()
+    while (body := frames.take()) is None:
+        data = os.read(source, _PIECE)
+        if not data:
+            os._exit(0)
+        frames.feed(data)
+    confinement = confine.Confinement(**wire.decode(body))
+    prepare(confinement)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if os.fork() == 0:
+        for descriptor in {source, sink, ours.detach()}:
+            os.close(descriptor)
+        Nursery(confinement, theirs).serve()
+    theirs.close()
+    Server(confinement, ours, source, sink).serve()
