@@ -38,6 +38,7 @@ class Backend(Protocol):
 
     name: str
     isolation: Isolation
+    writable: bool  # whether sessions have a folder to write to
 
     def launch(self, limits: Limits, policy: Policy, sessions: int) -> tuple[Link, dict[str, Any]]:
         """Start a runner that may hold `sessions` at once, and the settings to send to it.

@@ -25,6 +25,7 @@ class JailBackend:
     """Namespaces, seccomp and limits; as root with a user of its own, and in a control group."""
 
     name = "jail"
+    writable = True
     isolation = Isolation(
         network="hard", files="hard", disk="hard", memory="hard", processes="hard", syscalls="hard"
     )
@@ -97,6 +98,11 @@ def visible_folders(policy: Policy) -> tuple[Path, ...]:
     """What Python needs beside /usr, and what the policy adds."""
     folders = [Path(sys.base_prefix), Path(PYTHON).parent, *map(Path, policy.packages)]
     kept: list[Path] = []
+    hidden = [folder for folder in map(Path.resolve, folders) if folder.is_relative_to("/tmp")]
+    if hidden:
+        raise Unavailable(
+            f"{hidden[0]} lies below /tmp, which sessions have for themselves: move it"
+        )
     for folder in sorted({folder.resolve() for folder in folders}):
         if not any(folder.is_relative_to(other) for other in (Path("/usr"), *kept)):
             kept.append(folder)

@@ -21,6 +21,7 @@ class LandlockBackend:
     """Landlock, seccomp and limits: no file can be written, no process or socket made."""
 
     name = "landlock"
+    writable = False  # what a session would write could not be bounded
     isolation = Isolation(
         network="hard",
         files="hard",
@@ -46,15 +47,36 @@ class LandlockBackend:
                 "it allows neither subprocesses nor a network, which it cannot bound: use "
                 "sandbox.backend=jail or docker"
             )
+        python, uid = Path(PYTHON), None
         folders = visible_folders(policy)
-        uid = None
-        if os.geteuid() == 0 and all(map(_open_to_others, (*folders, Path(PYTHON)))):
+        if os.geteuid() == 0:
             uid = _FIRST_UID + (os.getpid() * 64 + next(_numbers)) % _UIDS
+            if not all(map(_open_to_others, (python, *folders))):
+                python, folders = _python_for_all(), tuple(map(Path, policy.packages))
         readable = ("/usr", "/lib", "/lib64", *_DEVICES, *map(str, folders))
-        return Spawned(lambda argv: argv), {"landlock": readable, "drop_uid": uid}
+        return (
+            Spawned(lambda argv: [str(python), *argv[1:]]),
+            {"landlock": readable, "drop_uid": uid},
+        )
 
 
 _DEVICES = ("/dev/zero", "/dev/random", "/dev/urandom")
+
+
+def _python_for_all() -> Path:
+    """The system's Python of this version, where this one is out of other users' reach.
+
+    Landlock does not see every change to a file, so sessions may not remain root.
+    """
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    for folder in ("/usr/local/bin", "/usr/bin"):
+        candidate = Path(folder, name).resolve()
+        if candidate.is_file() and _open_to_others(candidate):
+            return candidate
+    raise Unavailable(
+        f"{PYTHON} is out of the reach of other users, and sessions may not be root: run as a "
+        f"plain user, install {name} for all, or use sandbox.backend=jail"
+    )
 
 
 def _open_to_others(path: Path) -> bool:

@@ -82,6 +82,20 @@ class Pool:
         if box is not None:
             line.close()
 
+    def check_writable(self) -> None:
+        """Raise SandboxError where sessions have no folder for files."""
+        if not self.backend.writable:
+            raise SandboxError(
+                f"{self.backend.name} gives sessions no folder for files: use sandbox.backend=jail "
+                "or docker"
+            )
+
+    def check_size(self, path: str, size: int) -> None:
+        """Raise ValueError for a file that the limits do not allow."""
+        if size > self.limits.max_file_bytes:
+            most = self.limits.max_file_bytes
+            raise ValueError(f"{path!r} has {size} bytes, more than the {most} of a file")
+
     def close(self) -> None:
         """End every runner."""
         with self._changed:

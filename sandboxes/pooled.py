@@ -1,11 +1,13 @@
 """Sessions and programs in the processes of a pool: the one implementation for all backends."""
 
+import errno
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any, NoReturn
+from typing import Any
 
 from sandboxes import wire
 from sandboxes.base import CallResult, ExecResult, ExecStatus, Limits, SandboxError
@@ -13,6 +15,7 @@ from sandboxes.box import Done, Line
 from sandboxes.pool import Pool
 
 Callbacks = Mapping[str, Callable[..., Any]]
+_MAX_TEXT = 40_000  # of an error: twice what the runner keeps, which frames it in words
 _RUNAWAY = 16  # as in the runner: code may print this many times what is kept
 
 
@@ -44,7 +47,12 @@ class PooledSandbox:
         files: Mapping[str, bytes] | None = None,
     ) -> ExecResult:
         """Run a whole program in a process of its own, as `python program.py` would."""
+        if files:
+            self._pool.check_writable()
         contents = {_relative(path): bytes(data) for path, data in (files or {}).items()}
+        for path, data in contents.items():
+            self._pool.check_size(path, len(data))
+        conversation = _Conversation({})
         message = ("program", program, list(argv), contents)
         started_s = time.monotonic()
         line = self._pool.acquire()
@@ -53,11 +61,12 @@ class PooledSandbox:
             done = line.request(
                 message,
                 wall_s=self.limits.wall_s,
-                on_event=_refuse_event,
+                on_event=conversation.hear,
                 stdin=stdin.encode("utf-8", "surrogatepass"),
                 last=True,
             )
-            end = _End(done, self.limits, line, of_program=True)
+            broken = conversation.broken
+            end = _End(done, self.limits, line, of_program=True, broken=broken)
         finally:
             self._pool.release(line)
         return end.result(self.name, time.monotonic() - started_s - waited_s)
@@ -100,11 +109,11 @@ class PooledSession:
 
     def call(self, function: str, cases: Sequence[Sequence[Any]]) -> tuple[CallResult, ...]:
         """Call `function` once a case; the limits hold for all the cases together."""
-        conversation = _Conversation({})
+        conversation = _Conversation({}, cases=len(cases))
         with self._lock:
             message = ("call", function, [wire.encode(list(case)) for case in cases])
             end = self._exchange(message, conversation)
-        results = conversation.cases[: len(cases)]
+        results = conversation.cases
         if end.status is ExecStatus.OK and len(results) == len(cases):
             return tuple(results)
         reached = end.status if end.status is not ExecStatus.OK else ExecStatus.SESSION_DEAD
@@ -115,15 +124,14 @@ class PooledSession:
 
     def put(self, path: str, data: bytes) -> None:
         """Write a file below the session's folder."""
-        if len(data) > self._limits.max_file_bytes:
-            raise ValueError(
-                f"{path!r} has {len(data)} bytes, more than {self._limits.max_file_bytes}"
-            )
+        self._pool.check_writable()
+        self._pool.check_size(path, len(data))
         with self._lock:
             self._files(("put", _relative(path), bytes(data)), path)
 
     def get(self, path: str, max_bytes: int = 2**20) -> bytes:
         """The content of a regular file of the session."""
+        self._pool.check_writable()
         most = min(max_bytes, wire.MAX_VALUE_BYTES - 2**16)
         with self._lock:
             data = self._files(("get", _relative(path), most), path)
@@ -140,11 +148,10 @@ class PooledSession:
 
     def _files(self, message: tuple[Any, ...], path: str) -> Any:
         end = self._exchange(message, _Conversation({}))
-        if end.exit_code is not None:
-            raise SandboxError(f"the session died over {path!r}: {end.note.strip()}")
+        if end.lost:
+            raise OSError(errno.EIO, f"{path!r}: {end.note.strip()}")
         if end.status is not ExecStatus.OK:
-            number = end.extra if isinstance(end.extra, int) else 0
-            raise OSError(number, f"{path!r}: {end.note}")
+            raise OSError(errno.EIO, f"{path!r}: {end.note}")
         return end.extra
 
     def _exchange(self, message: tuple[Any, ...], conversation: "_Conversation") -> "_End":
@@ -172,8 +179,10 @@ class PooledSession:
 class _Conversation:
     """What a session says while a request is at work: results of cases, and calls to the host."""
 
-    def __init__(self, callbacks: Callbacks) -> None:
+    def __init__(self, callbacks: Callbacks, cases: int = 0) -> None:
         self._callbacks = callbacks
+        self._cases_left = cases
+        self._budget = [wire.MAX_ITEMS]  # for all messages together
         self.cases: list[CallResult] = []
         self.broken = ""
 
@@ -182,11 +191,15 @@ class _Conversation:
         if self.broken:
             return None
         try:
-            match wire.decode(body):
-                case ("case", "ok", value):
+            match wire.decode(body, self._budget):
+                case ("case", "ok", value) if self._cases_left > 0:
+                    self._cases_left -= 1
                     self.cases.append(CallResult(ExecStatus.OK, value))
-                case ("case", ("exception" | "out_of_memory") as status, str(error)):
-                    self.cases.append(CallResult(ExecStatus(status), error=error))
+                case ("case", ("exception" | "out_of_memory") as status, str(error)) if (
+                    self._cases_left > 0
+                ):
+                    self._cases_left -= 1
+                    self.cases.append(CallResult(ExecStatus(status), error=error[:_MAX_TEXT]))
                 case ("callback", int(call), str(name), tuple(args), dict(kwargs)) if (
                     name in self._callbacks
                 ):
@@ -254,12 +267,15 @@ class _End:
                     str(text),
                     extra,
                     int(peak_bytes),
-                ):
+                ) if len(text) <= _MAX_TEXT and 0 <= peak_bytes < 2**63:
                     self.status, self.note, self.extra = ExecStatus(status), text, extra
                     self.peak_memory_bytes = peak_bytes
-                    if self._of_program:
-                        self.exit_code = extra if isinstance(extra, int) else 1
-                    return ""
+                    if not self._of_program:
+                        return "" if status != "nonzero_exit" else "an exit code of a session"
+                    if type(extra) is int and 0 <= extra < 256 and (extra == 0) == (status == "ok"):
+                        self.exit_code = extra
+                        return ""
+                    return "an impossible exit code"
             return "an unknown message"
         except wire.WireError as error:
             return str(error)
@@ -303,12 +319,9 @@ def _answer(
     return "answer", "value", call, value
 
 
-def _refuse_event(_body: bytes) -> NoReturn:
-    raise SandboxError("a program sent a message that only sessions send")
-
-
 def _relative(path: str) -> str:
     pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts or not pure.parts:
-        raise ValueError(f"a relative path without '..' is needed, got {path!r}")
+    wrong = pure.is_absolute() or ".." in pure.parts or not pure.parts or "\0" in path
+    if wrong or max(len(os.fsencode(part)) for part in pure.parts) > 255 or len(path) > 1024:
+        raise ValueError(f"a short relative path without '..' is needed, got {path[:200]!r}")
     return str(pure)

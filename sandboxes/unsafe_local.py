@@ -18,6 +18,7 @@ class UnsafeLocalBackend:
     """Processes of this user with nothing but limits; refuses to start unasked."""
 
     name = "unsafe_local"
+    writable = True
     isolation = Isolation(
         network="none",
         files="none",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 MAX_VALUE_BYTES = 4 * 2**20  # of what the code sends
 MAX_FRAME_BYTES = 64 * 2**20  # between the host and its runner, who trust each other
 MAX_DEPTH = 200
+MAX_ITEMS = 2**19  # of one value: an empty set takes 5 bytes here and 216 in memory
 
 _HEADER = struct.Struct(">cI")
 _DOUBLE = struct.Struct(">d")
@@ -62,14 +63,14 @@ def encode(value: Any, max_bytes: int = MAX_VALUE_BYTES) -> bytes:
     return data
 
 
-def decode(data: bytes) -> Any:
-    """The value that `encode` wrote.
+def decode(data: bytes, budget: list[int] | None = None) -> Any:
+    """The value that `encode` wrote; what it holds is taken from `budget`, the items left.
 
     Raises:
-        WireError: the bytes are not exactly one value.
+        WireError: the bytes are not exactly one value, or hold too many.
     """
     try:
-        value, end = _read(data, 0, MAX_DEPTH)
+        value, end = _read(data, 0, MAX_DEPTH, [MAX_ITEMS] if budget is None else budget)
     except (ValueError, TypeError, LookupError, struct.error) as error:
         raise WireError(f"malformed value: {error}") from error
     if end != len(data):
@@ -130,7 +131,10 @@ def _write(value: Any, parts: list[bytes], depth: int) -> None:
                 _write(value[item], parts, depth - 1)
 
 
-def _read(data: bytes, start: int, depth: int) -> tuple[Any, int]:
+def _read(data: bytes, start: int, depth: int, budget: list[int]) -> tuple[Any, int]:
+    budget[0] -= 1
+    if budget[0] < 0:
+        raise WireError("too many items")
     tag, size = _HEADER.unpack_from(data, start)
     start += _HEADER.size
     if tag in _READ_ATOM:
@@ -143,7 +147,7 @@ def _read(data: bytes, start: int, depth: int) -> tuple[Any, int]:
     kind = _READ_COLLECTION[tag]
     items = []
     for _ in range(2 * size if kind is dict else size):
-        item, start = _read(data, start, depth - 1)
+        item, start = _read(data, start, depth - 1, budget)
         items.append(item)
     if kind is dict:
         return dict(zip(items[::2], items[1::2], strict=True)), start

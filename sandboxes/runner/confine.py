@@ -17,7 +17,7 @@ from sandboxes.runner import seccomp, system
 MAX_OPEN_FILES = 64
 MAX_PROCESSES = 32
 _MAX_INODES = 2048
-_SHM_BYTES = 16 * 2**20
+_MAX_SHM_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,26 @@ class Confinement:
 
 @dataclass(frozen=True)
 class Parent:
-    """The process that forks: in its namespaces' terms, which a fresh process cannot see."""
+    """The process that forks: what it can know and prepare for all that it will fork."""
 
     pid: int
     uid: int
     gid: int
+    filter_template: bytes
+
+    @classmethod
+    def this(cls, confinement: Confinement) -> Parent:
+        """Prepare this process to be the parent: what is done here need not be done in each."""
+        os.environ.clear()
+        os.environ.update({"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"})
+        template = b""
+        if confinement.seccomp:
+            loopback = confinement.network == "loopback"
+            writable = confinement.namespaces or bool(confinement.scratch)
+            template = seccomp.template(
+                subprocesses=confinement.subprocesses, loopback=loopback, metadata=writable
+            )
+        return cls(os.getpid(), os.geteuid(), os.getegid(), template)
 
 
 def keep_only(streams: Sequence[int], channel: int) -> int:
@@ -98,10 +113,8 @@ def enter(
         become(uid)
     folder = _folder(confinement, uid)
     os.chdir(folder or "/")
-    os.environ.clear()
-    os.environ.update({"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"})
     if folder:
-        os.environ.update({"HOME": folder, "TMPDIR": folder})
+        os.environ["HOME"] = os.environ["TMPDIR"] = folder
     _lower_limits(confinement)
     if confinement.seccomp:  # all but the negative control
         system.drop_capabilities()
@@ -112,10 +125,7 @@ def enter(
         writable = ["/dev/null", *([folder] if folder else [])]
         system.landlock(list(confinement.landlock), writable)
     if confinement.seccomp:
-        loopback = confinement.network == "loopback"
-        system.install_filter(
-            seccomp.program(os.getpid(), subprocesses=confinement.subprocesses, loopback=loopback)
-        )
+        system.install_filter(seccomp.for_process(parent.filter_template, os.getpid()))
     random.seed()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
@@ -144,8 +154,8 @@ def _map_user(uid: int, gid: int) -> None:
 def _mount(confinement: Confinement) -> None:
     flags = system.NOSUID | system.NODEV
     inodes = f"nr_inodes={_MAX_INODES},mode=0700"
-    system.mount("tmpfs", "/tmp", flags, f"size={confinement.disk_bytes},{inodes}")
-    shm_bytes = min(_SHM_BYTES, confinement.disk_bytes)
+    shm_bytes = min(_MAX_SHM_BYTES, confinement.disk_bytes // 4)
+    system.mount("tmpfs", "/tmp", flags, f"size={confinement.disk_bytes - shm_bytes},{inodes}")
     system.mount("tmpfs", "/dev/shm", flags, f"size={shm_bytes},{inodes}")
     try:
         system.mount("proc", "/proc", flags | system.NOEXEC, "subset=pid")

@@ -34,7 +34,8 @@ class Nursery:
         self._poll = select.epoll()
         self._poll.register(line.fileno(), select.EPOLLIN)
         self._children: dict[int, tuple[int, int, int]] = {}  # by pidfd: serial, pid, user
-        self._parent = confine.Parent(os.getpid(), os.geteuid(), os.getegid())
+        self._parent = confine.Parent.this(confinement)
+        repl.be_ready()
         self._serial = 0
 
     def serve(self) -> NoReturn:

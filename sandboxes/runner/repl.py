@@ -165,8 +165,11 @@ class Repl:
     ) -> tuple[Any, ...]:
         filename = "program.py"
         self._sources[filename] = source
-        for path, data in files.items():
-            self._write_file(path, data)
+        try:
+            for path, data in files.items():
+                self._write_file(path, data)
+        except OSError as unwritten:
+            return "exception", described(unwritten), 1
         sys.argv[:] = [filename, *argv]
         sys.path.insert(0, self._folder or "/")
         sys.stdout.reconfigure(line_buffering=False)  # type: ignore[union-attr]  # a TextIOWrapper
@@ -291,9 +294,16 @@ def rebuilt(name: str, text: str) -> Exception:
     return RuntimeError(f"{name}: {text}")
 
 
-def serve(descriptor: int, folder: str) -> None:
-    """Say that this process is confined, then work until the runner hangs up."""
-    # The runner's own streams know other files under these numbers.
+def be_ready() -> None:
+    """Do once, in the process that forks, what each session would have to do otherwise.
+
+    The standard streams are made anew over pipes: those of an interpreter that was started on
+    other files remember their kind. The runner's own modules cannot be imported by sessions.
+    """
+    complaints = os.dup(2)
+    source, sink = os.pipe2(os.O_CLOEXEC)
+    for number, descriptor in enumerate((source, sink, sink)):
+        os.dup2(descriptor, number)
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         errors = "surrogateescape" if mode == "r" else "backslashreplace"
         stream = open(  # noqa: SIM115 - it stays open
@@ -301,9 +311,16 @@ def serve(descriptor: int, folder: str) -> None:
         )
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
+    os.dup2(complaints, 2)
+    for descriptor in (complaints, source, sink):
+        os.close(descriptor)
     sys.argv[:] = [""]
     for name in [name for name in sys.modules if name.partition(".")[0] == "sandboxes"]:
         del sys.modules[name]
+
+
+def serve(descriptor: int, folder: str) -> None:
+    """Say that this process is confined, then work until the runner hangs up."""
     channel = Channel(descriptor)
     channel.send(bytes(NONCE_BYTES), READY, ())
     try:

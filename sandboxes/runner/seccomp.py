@@ -11,19 +11,22 @@ import errno
 import platform
 import struct
 
-_LOAD, _RETURN = 0x20, 0x06
+_LOAD, _AND, _RETURN = 0x20, 0x54, 0x06
 _JUMP_EQUAL, _JUMP_GREATER_OR_EQUAL, _JUMP_ANY_BIT = 0x15, 0x35, 0x45
 _NUMBER, _ARCHITECTURE, _ARGUMENT_0, _ARGUMENT_1 = 0, 4, 16, 24  # low words, little-endian
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 
-_NAMESPACE_FLAGS = 0x7E020080  # of clone: mount, cgroup, uts, ipc, user, pid, net, time
+# Of clone: mount, cgroup, uts, ipc, user, pid, net, time; and to become the parent's child.
+_REFUSED_CLONE_FLAGS = 0x7E020080 | 0x8000
 _CLONE_THREAD = 0x10000
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
+_SOCK_STREAM, _SOCK_TYPES = 1, 0xF
 _TERMINAL_INJECTION = (0x5412, 0x541C)  # ioctl: TIOCSTI, TIOCLINUX
 _SET_PDEATHSIG, _SET_DUMPABLE, _SET_SECCOMP = 1, 4, 22
 _SET_OWNER, _SET_OWNER_EX, _SET_SIGNAL = 8, 15, 10  # fcntl: F_SETOWN, F_SETOWN_EX, F_SETSIG
 
 _AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+_SOME_PID = 0x5EC0C0DE  # where the process's own number comes
 # Beyond the last call that was judged for this list (file_setattr), which has one number on both.
 _FIRST_UNKNOWN = 470
 
@@ -74,7 +77,7 @@ _X86_64 = {
     "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297, "tkill": 200,
     "seccomp": 317, "uselib": 134, "ustat": 136, "nfsservctl": 180,
     "setpriority": 141, "sched_setparam": 142, "sched_setscheduler": 144, "sched_setattr": 314,
-    "ioprio_set": 251,
+    "ioprio_set": 251, "inotify_add_watch": 254,
 }  # fmt: skip
 _AARCH64 = {
     "ptrace": 117, "process_vm_readv": 270, "process_vm_writev": 271, "kcmp": 272,
@@ -94,7 +97,7 @@ _AARCH64 = {
     "rt_sigqueueinfo": 138, "rt_tgsigqueueinfo": 240, "tkill": 130,
     "seccomp": 277, "nfsservctl": 42,
     "setpriority": 140, "sched_setparam": 118, "sched_setscheduler": 119, "sched_setattr": 274,
-    "ioprio_set": 30,
+    "ioprio_set": 30, "inotify_add_watch": 27,
 }  # fmt: skip
 # Calls that are allowed with some arguments only, and those that make processes.
 _ARGUED = {
@@ -111,6 +114,18 @@ _ARGUED = {
         "sched_setaffinity": 122,
     },
 }  # fmt: skip
+# What gives a socket a name or a peer; a pair has all it needs without.
+_NAMING = {
+    "x86_64": (42, 43, 49, 50, 288),  # connect, accept, bind, listen, accept4
+    "aarch64": (203, 202, 200, 201, 242),
+}
+# What changes a file without opening it, which Landlock does not see: chmod and its kin, chown,
+# utime, extended attributes; those with one number on both processors last.
+_METADATA = {
+    "x86_64": (90, 91, 268, 92, 93, 94, 260, 132, 235, 261, 280, 188, 189, 190, 197, 198, 199),
+    "aarch64": (52, 53, 54, 55, 88, 5, 6, 7, 14, 15, 16),
+}
+_METADATA_OF_BOTH = (452, 463, 466, 469)  # fchmodat2, setxattrat, removexattrat, file_setattr
 _REFUSED = {"x86_64": _X86_64, "aarch64": _AARCH64}
 
 
@@ -124,10 +139,17 @@ def clone_number() -> int:
     return _ARGUED[platform.machine()]["clone"]
 
 
-def program(pid: int, *, subprocesses: bool, loopback: bool) -> bytes:
-    """The filter for the process `pid`, as it knows itself, and all that come from it.
+def for_process(template: bytes, pid: int) -> bytes:
+    """The filter that `template` made, for the process that knows itself as `pid`."""
+    return template.replace(struct.pack("=I", _SOME_PID), struct.pack("=I", pid))
 
-    Without `subprocesses` it cannot start any, and can signal nobody but itself.
+
+def template(*, subprocesses: bool, loopback: bool, metadata: bool) -> bytes:
+    """A filter for a process and all that come from it, to be completed by `for_process`.
+
+    Without `subprocesses` it cannot start any, and can signal nobody but itself; without
+    `loopback` its only sockets are pairs; without `metadata` it can change no file's mode,
+    owner, times or attributes.
     """
     machine = platform.machine()
     argued = _ARGUED[machine]
@@ -146,23 +168,31 @@ def program(pid: int, *, subprocesses: bool, loopback: bool) -> bytes:
     for name in ("fork", "vfork", "execve", "execveat"):
         if name in argued and not subprocesses:
             parts.append(_answer(argued[name], refuse))
-    clone = [_step(_LOAD, _ARGUMENT_0), _step(_JUMP_ANY_BIT, _NAMESPACE_FLAGS, 0, 1)]
+    clone = [_step(_LOAD, _ARGUMENT_0), _step(_JUMP_ANY_BIT, _REFUSED_CLONE_FLAGS, 0, 1)]
     clone.append(_step(_RETURN, refuse))
     if not subprocesses:
         clone += [_step(_JUMP_ANY_BIT, _CLONE_THREAD, 1, 0), _step(_RETURN, refuse)]
     parts.append(_case(argued["clone"], clone))
     families = (_AF_UNIX, _AF_INET, _AF_INET6) if loopback else ()
     parts.append(_only(argued["socket"], _ARGUMENT_0, families, errno.EAFNOSUPPORT))
-    parts.append(_only(argued["socketpair"], _ARGUMENT_0, (_AF_UNIX,), errno.EAFNOSUPPORT))
+    # One of datagrams could be turned to the address of a socket of the host, or of a neighbour.
+    pair = [_step(_LOAD, _ARGUMENT_1), _step(_AND, _SOCK_TYPES)]
+    pair += [_step(_JUMP_EQUAL, _SOCK_STREAM, 1, 0), _step(_RETURN, refuse)]
+    parts.append(_case(argued["socketpair"], pair))
+    if not loopback:
+        parts += [_answer(number, refuse) for number in _NAMING[machine]]
+    if not metadata:
+        numbers = (*_METADATA[machine], *_METADATA_OF_BOTH)
+        parts += [_answer(number, refuse) for number in numbers]
     parts.append(_never(argued["ioctl"], _ARGUMENT_1, _TERMINAL_INJECTION))
     parts.append(_never(argued["fcntl"], _ARGUMENT_1, (_SET_OWNER, _SET_OWNER_EX, _SET_SIGNAL)))
     options = (_SET_PDEATHSIG, _SET_DUMPABLE, _SET_SECCOMP)
     parts.append(_never(argued["prctl"], _ARGUMENT_0, options))
     if not subprocesses:
         for name in ("kill", "tgkill"):
-            parts.append(_only(argued[name], _ARGUMENT_0, (pid,), errno.EPERM))
+            parts.append(_only(argued[name], _ARGUMENT_0, (_SOME_PID,), errno.EPERM))
         for name in ("prlimit64", "sched_setaffinity"):
-            parts.append(_only(argued[name], _ARGUMENT_0, (0, pid), errno.EPERM))
+            parts.append(_only(argued[name], _ARGUMENT_0, (0, _SOME_PID), errno.EPERM))
     for number in sorted({*_COMMON.values(), *_REFUSED[machine].values()} - {_COMMON["clone3"]}):
         parts.append(_answer(number, refuse))
     parts.append(_step(_RETURN, _ALLOW))

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 GRACE_S = 0.5  # from the interrupt, which may save the session's state, to the kill
 RUNAWAY = 16  # code may print this many times what is kept of it
-MAX_EVENT_BYTES = 64 * 2**20  # in answer to one request
+MAX_EVENT_BYTES = 32 * 2**20  # in answer to one request
+MAX_UNREAD_BYTES = 16 * 2**20  # of the host's answers
 _PIECE = 2**16
 _PIECES_AT_ONCE = 32  # of one process, before the others have their turn
 
@@ -67,6 +68,7 @@ class Job:
         self, pid: int, pidfd: int, stdin: int, stdout: int, stderr: int, channel: int
     ) -> None:
         self.clock = ~pid << 3 | 2  # of its CPU time, see clock_getcpuclockid(3)
+        self.tasks = f"/proc/{pid}/task"
         self.pidfd = pidfd
         self.stdin = stdin
         self.stdout, self.stderr = Output(stdout), Output(stderr)
@@ -76,6 +78,7 @@ class Job:
         self.ready = False
         self.nonce: bytes | None = None  # of the request at work
         self.last = False
+        self.frozen = False
         self.stopping = ""
         self.closed = False  # the channel: it is ending, or the code did that
         self.broken = ""  # what the code did to its channel
@@ -84,8 +87,8 @@ class Job:
         self.cpu_before_s = 0.0  # the request at work
         self.check_cpu_s = math.inf  # when it can have used up its CPU time
         self.event_bytes = 0
-        self.input = b""  # that the process has not read yet
-        self.outbox = b""
+        self.input = bytearray()  # that the process has not read yet
+        self.outbox = bytearray()
         for descriptor in (stdin, stdout, stderr, channel):
             os.set_blocking(descriptor, False)
 
@@ -157,6 +160,9 @@ class Server:
                     self._forget(job)
                 elif job.nonce is not None:
                     self._send(job, job.nonce + rest[0])
+                    if len(job.outbox) > MAX_UNREAD_BYTES:
+                        job.broken = "it asked the host on and on, and read no answer"
+                        self._kill(job)
             elif kind == "end":
                 waiting = [request for request in self._waiting if request[0] != session]
                 self._waiting = deque(waiting)
@@ -178,13 +184,16 @@ class Server:
 
     def _begin(self, job: Job, wall_s: float, stdin: bytes, message: bytes, last: bool) -> None:
         if job.stdin >= 0:
-            job.input = stdin
+            job.input += stdin
             self._watch(job.stdin, lambda: self._feed(job), select.EPOLLOUT)
             self._feed(job)
         job.nonce, job.last, job.stopping = os.urandom(repl.NONCE_BYTES), last, ""
         job.event_bytes = 0
         for output in (job.stdout, job.stderr):
             output.clear()
+        if job.frozen:
+            self._signal(job, signal.SIGCONT)
+            job.frozen = False
         job.deadline_s = time.monotonic() + wall_s
         job.cpu_before_s = self._cpu_s(job)
         self._working.add(job)
@@ -252,6 +261,12 @@ class Server:
                 self._stop(job, "cpu_timeout")
         else:
             job.check_cpu_s = time.monotonic() + max(0.02, left_s / self._cores)
+
+    def _has_threads(self, job: Job) -> bool:
+        try:
+            return os.stat(job.tasks).st_nlink > 3  # a folder for each, and the two of any folder
+        except OSError:
+            return True  # no /proc here, or it has just died
 
     def _cpu_s(self, job: Job) -> float:
         try:
@@ -343,6 +358,9 @@ class Server:
             self._tell_done(job, message, None, self._cpu_s(job) - job.cpu_before_s, 0)
             if job.last:
                 self._forget(job)
+            elif self._has_threads(job):  # which would go on, and on nobody's time
+                self._signal(job, signal.SIGSTOP)
+                job.frozen = True
         else:
             job.event_bytes += len(message)
             if job.event_bytes > MAX_EVENT_BYTES:
@@ -377,19 +395,19 @@ class Server:
     def _post(self, job: Job) -> None:
         try:
             while job.outbox:
-                job.outbox = job.outbox[os.write(job.channel, job.outbox[: 2**20]) :]
+                del job.outbox[: os.write(job.channel, job.outbox[:_PIECE])]
         except BlockingIOError:
             self._hear(job)
             return
         except OSError:
-            job.outbox = b""  # its end is being noticed elsewhere
+            job.outbox.clear()  # its end is being noticed elsewhere
         self._watch(job.channel, lambda: self._hear(job))
         self._hear(job)
 
     def _feed(self, job: Job) -> None:
         try:
             while job.input:
-                job.input = job.input[os.write(job.stdin, job.input[:_PIECE]) :]
+                del job.input[: os.write(job.stdin, job.input[:_PIECE])]
         except BlockingIOError:
             return
         except OSError:
