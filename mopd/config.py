@@ -18,6 +18,9 @@ class EnvSection(Section):
     level: int | None = Field(None, ge=1, description="difficulty of procedural tasks")
     data: str | None = Field(None, description="JSONL of training tasks instead of procedural ones")
     eval_data: str | None = Field(None, description="JSONL of held-out tasks; needed with data")
+    reveal: Literal["expected", "call", "nothing"] | None = Field(
+        None, description="code: how much of the hidden tests the feedback tells; None is all"
+    )
     max_turns: int = Field(8, ge=1)
     max_tool_calls: int = Field(16, ge=1)
     max_observation_chars: int = Field(2000, ge=50)
@@ -27,6 +30,8 @@ class EnvSection(Section):
     def _both_files(self) -> "EnvSection":
         if (self.data is None) != (self.eval_data is None):
             raise ValueError("env.data and env.eval_data go together: set both or neither")
+        if self.reveal is not None and self.name != "code":
+            raise ValueError(f"env.reveal is about hidden tests, which {self.name} has not")
         if self.data is not None and self.level is not None:
             raise ValueError("env.level grades procedural tasks and does nothing with env.data")
         return self

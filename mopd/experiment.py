@@ -232,6 +232,7 @@ def _make_env(config: Config, split: Split, *, data: str | None) -> ToolEnv:
         level=section.level,
         data=data,
         limits=limits,
+        **({} if section.reveal is None else {"reveal": section.reveal}),
         sandbox=lambda: sandbox_of(config),
     )
 

@@ -19,6 +19,7 @@ MAX_FRAME_BYTES = 64 * 2**20  # between the host and its runner, who trust each 
 MAX_DEPTH = 200
 MAX_ITEMS = 2**19  # of one value: an empty set takes 5 bytes here and 216 in memory
 
+_MAX_EQUAL_HASHES = 100
 _HEADER = struct.Struct(">cI")
 _DOUBLE = struct.Struct(">d")
 _SIZE = struct.Struct(">I")
@@ -149,6 +150,10 @@ def _read(data: bytes, start: int, depth: int, budget: list[int]) -> tuple[Any, 
     for _ in range(2 * size if kind is dict else size):
         item, start = _read(data, start, depth - 1, budget)
         items.append(item)
+    if kind in (set, frozenset, dict):
+        keys = items[::2] if kind is dict else items
+        if len(keys) - len(set(map(hash, keys))) > _MAX_EQUAL_HASHES:
+            raise WireError("keys that were made to have one hash")  # building it takes minutes
     if kind is dict:
         return dict(zip(items[::2], items[1::2], strict=True)), start
     return kind(items), start

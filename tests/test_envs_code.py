@@ -12,9 +12,11 @@ import pytest
 import envs
 from envs.base import ToolEnv
 from envs.code import problems
+from envs.grading.feedback import REVEALS
+from envs.tasks import DataError
 from envs.types import Message, Task, ToolCall
 from sandboxes.base import Limits
-from sandboxes.local import LocalSandbox
+from sandboxes.open import open_sandbox
 
 DOUBLE_SUM = Task(
     "double-sum",
@@ -26,7 +28,7 @@ DOUBLE_SUM = Task(
 
 @pytest.fixture
 def env() -> Iterator[ToolEnv]:
-    made = envs.make("code", sandbox=lambda: LocalSandbox(Limits(wall_s=1.0)))
+    made = envs.make("code", sandbox=lambda: open_sandbox("auto", Limits(wall_s=1.0)))
     made.reset(options={"task": DOUBLE_SUM})
     yield made
     made.close()
@@ -99,9 +101,79 @@ def test_an_answer_without_a_program_fails_and_says_so(env: ToolEnv) -> None:
     assert "```python" in env.verdict.feedback
 
 
+def test_the_feedback_reveals_no_more_than_the_environment_is_set_to() -> None:
+    feedbacks = []
+    for reveal in REVEALS:
+        made = envs.make("code", reveal=reveal, sandbox=open_sandbox)
+        made.reset(options={"task": DOUBLE_SUM})
+        feedbacks.append(answer(made, "def f(xs):\n    return sum(xs)").feedback)
+        made.close()
+    assert feedbacks == [
+        "f([1, 2]) returned 3, expected 6",
+        "f([1, 2]) returned 3, and a hidden test failed",
+        "1 of 3 hidden tests passed",
+    ]
+    with pytest.raises(ValueError, match=r"env\.reveal='all': there are expected, call, nothing"):
+        envs.make("code", reveal="all")
+
+
+ROWS: list[tuple[dict[str, Any], str, str]] = [
+    (
+        {"prompt": "Add the numbers of a line.", "stdin_cases": [["1 2\n", "3\n"], ["4\n", "4\n"]]},
+        "print(sum(map(int, input().split())))",
+        "print(3)",
+    ),
+    (
+        {"prompt": "Halve a number.", "stdin_cases": [["1\n", "0.5\n"]], "tolerance": 1e-6},
+        "print(f'{int(input()) / 2:.9f}')",
+        "print(0.51)",
+    ),
+    (
+        {"prompt": "Merge two lists.", "entry_point": "f", "cases": [[[[1], [2]], [1, 2]]]},
+        "def f(xs, ys):\n    return xs + ys",
+        "def f(xs, ys):\n    return (*xs, *ys)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "right", "wrong"), ROWS)
+def test_a_row_of_cases_is_judged_by_them(
+    tmp_path: Path, row: dict[str, Any], right: str, wrong: str
+) -> None:
+    data = tmp_path / "tasks.jsonl"
+    data.write_text(json.dumps(row))
+    made = envs.make("code", data=data, sandbox=open_sandbox)
+    for program, reward in ((right, 1.0), (wrong, 0.0)):
+        (_, user), _ = made.reset(seed=0)
+        assert row["prompt"] in user.content
+        assert answer(made, program).reward == reward
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "complaint"),
+    [
+        ("stdin_cases", [], r"pairs \[str, str\] in 'stdin_cases'"),
+        ("stdin_cases", [["1", 2]], r"pairs \[str, str\] in 'stdin_cases'"),
+        ("stdin_cases", [["1", "2", "3"]], r"pairs \[str, str\] in 'stdin_cases'"),
+        ("cases", [[1, 2]], r"pairs \[list, object\] in 'cases'"),
+        ("cases", {"1": 2}, r"pairs \[list, object\] in 'cases'"),
+        ("prompt", "", "expected a text in 'prompt'"),
+    ],
+)
+def test_a_row_that_cannot_be_judged_is_refused(
+    tmp_path: Path, field: str, value: object, complaint: str
+) -> None:
+    row = {"prompt": "Add.", "entry_point": "f", field: value}
+    data = tmp_path / "tasks.jsonl"
+    data.write_text(json.dumps(row))
+    with pytest.raises(DataError, match=complaint):
+        envs.make("code", data=data)
+
+
 @pytest.mark.parametrize("level", problems.LEVELS)
 def test_reference_programs_pass_and_programs_without_their_first_step_fail(level: int) -> None:
-    made = envs.make("code", level=level)
+    made = envs.make("code", level=level, sandbox=open_sandbox)
     for seed in range(4):
         task = problems.generate(random.Random(seed), level, held=False)
         made.reset(options={"task": task})
@@ -120,7 +192,7 @@ def test_every_canonical_humaneval_solution_succeeds_in_the_environment(
     assert made.rows is not None
 
     def judged(task: Task) -> tuple[bool, bool]:
-        own = envs.make("code")
+        own = envs.make("code", sandbox=open_sandbox)
         verdicts = []
         for program in (task.answer, f"def {task.payload['entry_point']}(*args):\n    return None"):
             own.reset(options={"task": task})

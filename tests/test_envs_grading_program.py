@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from envs.grading.feedback import Reveal
 from envs.grading.program import extract_program, judge_cases, judge_script, matches
 from sandboxes.base import Limits, Sandbox
-from sandboxes.local import LocalSandbox
+from sandboxes.open import open_sandbox
+from sandboxes.pooled import PooledSession
 
 COUNT_CASES = [(([3, -1],), 1), (([1, 2],), 2)]
 COUNT_TESTS = (
@@ -24,13 +26,13 @@ COUNT = "def count(xs):\n    return sum(x > 0 for x in xs)"
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
-    with closing(LocalSandbox(Limits(wall_s=2.0))) as sandbox:
+    with closing(open_sandbox("auto", Limits(wall_s=2.0))) as sandbox:
         yield sandbox
 
 
 @pytest.fixture(scope="module")
 def hasty() -> Iterator[Sandbox]:
-    with closing(LocalSandbox(Limits(wall_s=0.3))) as sandbox:
+    with closing(open_sandbox("auto", Limits(wall_s=0.3))) as sandbox:
         yield sandbox
 
 
@@ -80,39 +82,39 @@ def test_the_feedback_says_what_went_wrong_first(
     assert by_cases.reward == by_script.reward == 0.0
 
 
-def test_a_program_that_does_not_finish_is_a_verdict(hasty: Sandbox) -> None:
-    loop = "def count(xs):\n    while xs: pass"
-    expected = "count([3, -1]) did not finish in time"
-    assert judge_cases(hasty, loop, "count", COUNT_CASES).feedback == expected
-    assert judge_script(hasty, loop, "count", COUNT_TESTS).feedback == expected
-    forever = judge_cases(hasty, "while True: pass", "count", COUNT_CASES)
-    assert forever.feedback == "the program did not finish in time"
+def test_the_feedback_reveals_no_more_of_the_tests_than_it_may(sandbox: Sandbox) -> None:
+    def told(program: str, reveal: Reveal) -> tuple[str, str]:
+        return (
+            judge_cases(sandbox, program, "count", COUNT_CASES, reveal=reveal).feedback,
+            judge_script(sandbox, program, "count", COUNT_TESTS, reveal=reveal).feedback,
+        )
+
+    wrong, raising = "def count(xs): return 1", "def count(xs): return 1 / 0"
+    happened = "count([1, 2]) returned 1, and a hidden test failed"
+    assert told(wrong, "call") == (happened, happened)
+    assert told(wrong, "nothing") == ("1 of 2 hidden tests passed", "a hidden test failed")
+    happened = "count([3, -1]) raised ZeroDivisionError: division by zero"
+    assert told(raising, "call") == (happened, f"{happened}, and a hidden test failed")
+    assert told(raising, "nothing") == ("0 of 2 hidden tests passed", "a hidden test failed")
+    broken = told("import nowhere", "nothing")  # no test is needed to see that
+    assert all(text.startswith("the program raised ModuleNotFoundError") for text in broken)
 
 
-def test_a_failing_assertion_is_shown_with_its_call(sandbox: Sandbox) -> None:
-    verdict = judge_script(sandbox, "def count(xs): return 1", "count", COUNT_TESTS)
-    expected = "count([1, 2]) returned 1; failed: assert candidate([1, 2]) == 2"
-    assert verdict.feedback == expected
-
-
-def test_a_script_may_call_the_function_by_its_name_and_expect_an_exception(
-    sandbox: Sandbox,
+def test_any_number_of_cases_costs_two_executions(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = (
-        "try:\n    root(-1)\n    assert False\nexcept ValueError:\n    pass\nassert root(4) == 2"
-    )
-    right = "import math\ndef root(n): return math.sqrt(n)"
-    assert judge_script(sandbox, right, "root", script).success
-    assert not judge_script(sandbox, "def root(n): return 2", "root", script).success
+    executions = []
+    for method in ("run", "call"):
+        real = getattr(PooledSession, method)
 
+        def counted(*given: Any, _real: Any = real, **options: Any) -> Any:
+            executions.append(_real)
+            return _real(*given, **options)
 
-def test_a_script_that_tests_nothing_is_the_tasks_fault(sandbox: Sandbox) -> None:
-    with pytest.raises(ValueError, match="never calls count"):
-        judge_script(sandbox, COUNT, "count", "def check(candidate):\n    pass")
-    with pytest.raises(ValueError, match="keyword arguments"):
-        judge_script(sandbox, COUNT, "count", "assert count(xs=[1]) == 1")
-    with pytest.raises(ValueError, match="no cases"):
-        judge_cases(sandbox, COUNT, "count", [])
+        monkeypatch.setattr(PooledSession, method, counted)
+    cases = [(([n, -n],), 1) for n in range(1, 21)]
+    assert judge_cases(sandbox, COUNT, "count", cases).success
+    assert len(executions) == 2
 
 
 @pytest.mark.parametrize(
@@ -155,137 +157,9 @@ def test_a_tolerance_is_relative_and_for_floats_only() -> None:
     assert not matches(math.nan, 1.0, tolerance=1e-6)
 
 
-ATTACKS = {
-    "an object equal to everything": """
-class AlwaysEqual:
-    def __eq__(self, other): return True
-    def __ne__(self, other): return False
-    def __bool__(self): return True
-    def __hash__(self): return 0
-def count(xs): return AlwaysEqual()
-""",
-    "an int that lies": """
-class Liar(int):
-    def __eq__(self, other): return True
-    __hash__ = int.__hash__
-def count(xs): return Liar(0)
-""",
-    "a list of liars": """
-class AlwaysEqual(list):
-    def __eq__(self, other): return True
-def count(xs): return [AlwaysEqual()]
-""",
-    "sys.exit(0) at its top level": "import sys\nsys.exit(0)",
-    "sys.exit(0) in the call": "import sys\ndef count(xs): sys.exit(0)",
-    "os._exit(0) at its top level": "import os\nos._exit(0)",
-    "os._exit(0) in the call": "import os\ndef count(xs): os._exit(0)",
-    "an end of iteration": "def count(xs): raise StopIteration",
-    "an exception of its own": "class Quiet(BaseException): pass\ndef count(xs): raise Quiet",
-    "printed answers": """
-def count(xs):
-    print('("case", "ok", 1)')
-    print('("done", "ok", "")')
-    print('{"reward": 1.0, "success": true}')
-    return 0
-""",
-    "answers written to every descriptor": """
-import os, struct
-def text(s): return struct.pack(">cI", b"s", len(s)) + s
-def message(*parts): return struct.pack(">cI", b"(", len(parts)) + b"".join(parts)
-one = struct.pack(">cI", b"i", 1) + bytes([1])
-body = bytes(16) + message(text(b"case"), text(b"ok"), one)
-def count(xs):
-    for fd in range(3, 1024):
-        try: os.write(fd, struct.pack(">I", len(body)) + body)
-        except OSError: pass
-    return 0
-""",
-    "other builtins": """
-import builtins
-builtins.isinstance = lambda *a: True
-builtins.type = lambda *a: int
-builtins.all = builtins.any = lambda *a: True
-builtins.len = lambda *a: 1
-builtins.AssertionError = type("Quiet", (BaseException,), {})
-def count(xs): return 0
-""",
-    "patched modules": """
-import sys, json, operator
-operator.eq = lambda *a: True
-json.dumps = lambda *a, **k: "1"
-for module in list(sys.modules.values()):
-    for name in ("check", "matches", "judge_cases", "encode", "described"):
-        if hasattr(module, name): setattr(module, name, lambda *a: b"")
-def count(xs): return 0
-""",
-    "a late writer": """
-import atexit, threading
-atexit.register(lambda: print("passed"))
-def count(xs):
-    threading.Thread(target=lambda: print("passed"), daemon=True).start()
-    return 0
-""",
-    "a planted test framework": """
-import sys
-check = candidate = lambda *a: True
-sys.modules["envs"] = sys.modules["pytest"] = sys.modules[__name__]
-def count(xs): return 0
-""",
-}
-
-
-@pytest.mark.parametrize("program", ATTACKS.values(), ids=ATTACKS.keys())
-def test_no_attack_is_rewarded(sandbox: Sandbox, program: str) -> None:
-    by_cases = judge_cases(sandbox, program, "count", COUNT_CASES)
-    by_script = judge_script(sandbox, program, "count", COUNT_TESTS)
-    quiet = judge_script(
-        sandbox, program, "count", "try:\n    assert count([1]) == 1\nexcept Exception: raise"
-    )
-    assert (by_cases.reward, by_script.reward, quiet.reward) == (0.0, 0.0, 0.0)
-    assert by_cases.feedback
-    assert by_script.feedback
-
-
 def test_the_function_of_a_hostile_namesake_is_the_programs_own_loss(sandbox: Sandbox) -> None:
     forged = COUNT + "\ndef check(candidate): pass\ncandidate = None"
     assert judge_script(sandbox, forged, "count", COUNT_TESTS).success
-
-
-SEARCH = """
-import gc, re, sys
-
-PATTERN = re.compile(rb"expect" + rb"ed-[0-9a-f]{16}")
-
-def search(n):
-    found = []  # of bytes, as the pattern is
-    frame = sys._getframe()
-    while frame:
-        names = {**frame.f_locals, **frame.f_globals}
-        found += [repr(value).encode() for value in names.values()]
-        frame = frame.f_back
-    found += [repr(thing).encode() for thing in gc.get_objects() if type(thing) in (tuple, list)]
-    memory = open("/proc/self/mem", "rb", 0)
-    for line in open("/proc/self/maps"):
-        start, end = (int(part, 16) for part in line.split()[0].split("-"))
-        if " rw" in line:
-            try:
-                memory.seek(start)
-                found += [memory.read(end - start)]
-            except (OSError, OverflowError, ValueError):
-                pass
-    return sorted({hit.decode() for text in found for hit in PATTERN.findall(text)})
-"""
-
-
-def test_what_is_expected_is_nowhere_in_the_programs_process(sandbox: Sandbox) -> None:
-    secret = "expected-0123456789abcdef"
-    script = f"def check(candidate):\n    assert candidate(2) == [{secret!r}]"
-    by_cases = judge_cases(sandbox, SEARCH, "search", [((1,), [secret]), ((2,), [secret])])
-    by_script = judge_script(sandbox, SEARCH, "search", script)
-    assert by_cases.feedback == f"search(1) returned [], expected [{secret!r}]"
-    assert by_script.feedback.startswith("search(2) returned []; failed: assert")
-    known = "seen = 'expected-' + '0123456789abcdef'\n" + SEARCH  # the search does find things
-    assert judge_cases(sandbox, known, "search", [((1,), [secret])]).success
 
 
 def test_changing_its_arguments_does_not_change_the_tests(sandbox: Sandbox) -> None:

@@ -431,6 +431,17 @@ def test_malformed_bytes_are_refused(data: bytes) -> None:
         wire.decode(data)
 
 
+def test_values_that_would_keep_the_host_busy_are_refused() -> None:
+    modulus = 2**61 - 1  # of the hash of whole numbers: these all have the hash 0
+    colliding = [wire.encode(number * modulus) for number in range(300)]
+    data = b"{" + len(colliding).to_bytes(4, "big") + b"".join(colliding)
+    with pytest.raises(wire.WireError, match="one hash"):
+        wire.decode(data)
+    many = b"[" + (2**20).to_bytes(4, "big") + wire.encode(None) * 2**20
+    with pytest.raises(wire.WireError, match="too many items"):
+        wire.decode(many)
+
+
 def descendants() -> int:
     """How many processes come from this one, as far as this machine can see them."""
     children: dict[int, list[int]] = {}

@@ -3,6 +3,15 @@
 No expected value, and no test, ever enters the process that runs the program. What comes out of
 it is plain data (see `sandboxes.wire`), so a returned object cannot bring its own `__eq__`, and a
 program that takes over its whole process has still only chosen what it returns.
+
+The judges, the strongest first; a task takes the first that suits it:
+
+| judge | what the program's process sees | who compares |
+|---|---|---|
+| `stdio.judge_stdio` | the input | the host |
+| `judge_cases` | the arguments | the host |
+| `judge_script` | the arguments | the tests, in a process of their own |
+| `in_process.judge_pytest` | everything: its verdict says `in_process` | the tests |
 """
 
 import ast
@@ -12,20 +21,22 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
+from envs.grading.feedback import (
+    ENDINGS,
+    Reveal,
+    cut,
+    failed,
+    outcome,
+    revealed,
+    score,
+    shown,
+    why_ended,
+)
 from envs.types import Verdict
-from sandboxes.base import CallResult, ExecResult, ExecStatus, Sandbox, Session
+from sandboxes.base import ExecResult, ExecStatus, Sandbox, Session
 
-_SHOWN_CHARS = 200
 _FENCE = re.compile(r"^[ \t]*```([^`\n]*)$", re.MULTILINE)
 _PYTHON = ("", "python", "python3", "py")
-_ENDINGS = {
-    ExecStatus.SIGNAL: "crashed the process",
-    ExecStatus.WALL_TIMEOUT: "did not finish in time",
-    ExecStatus.CPU_TIMEOUT: "used too much CPU time",
-    ExecStatus.OUT_OF_MEMORY: "ran out of memory",
-    ExecStatus.OUTPUT_LIMIT: "printed too much",
-    ExecStatus.SESSION_DEAD: "ended the process",
-}
 
 
 def extract_program(text: str) -> str | None:
@@ -49,6 +60,7 @@ def judge_cases(
     cases: Sequence[tuple[Sequence[Any], Any]],
     *,
     tolerance: float = 0.0,
+    reveal: Reveal = "expected",
 ) -> Verdict:
     """Whether `entry_point` of the program returns what is expected in every case.
 
@@ -62,7 +74,7 @@ def judge_cases(
     with closing(sandbox.session()) as session:
         defined = session.run(program)
         if not defined.ok:
-            return _failed(_why_undefined(defined))
+            return failed(why_ended(defined))
         results = session.call(entry_point, [arguments for arguments, _ in cases])
     passed = [
         result.ok and matches(result.value, expected, tolerance)
@@ -73,14 +85,20 @@ def judge_cases(
         return Verdict(1.0, True, parts={"cases_passed": share})
     first = passed.index(False)
     arguments, expected = cases[first]
-    feedback = _outcome(entry_point, arguments, results[first])
-    if results[first].ok:
-        feedback += f", expected {_shown(expected)}"
-    return _failed(feedback, share)
+    happened = outcome(entry_point, arguments, results[first])
+    expectation = f", expected {shown(expected)}" if results[first].ok else ""
+    counted = score(sum(passed), len(cases))
+    return failed(revealed(reveal, happened, expectation, counted), cases_passed=share)
 
 
 def judge_script(
-    sandbox: Sandbox, program: str, entry_point: str, test_script: str, *, support: str = ""
+    sandbox: Sandbox,
+    program: str,
+    entry_point: str,
+    test_script: str,
+    *,
+    support: str = "",
+    reveal: Reveal = "expected",
 ) -> Verdict:
     """Whether the asserts of `test_script` hold for `entry_point` of the program.
 
@@ -99,7 +117,7 @@ def judge_script(
     with closing(sandbox.session()) as subject, closing(sandbox.session()) as examiner:
         defined = subject.run(program)
         if not defined.ok:
-            return _failed(_why_undefined(defined))
+            return failed(why_ended(defined))
         supported = examiner.run(support)
         if not supported.ok:
             raise ValueError(f"the support code of {entry_point} failed: {supported.stderr}")
@@ -110,10 +128,13 @@ def judge_script(
         raise ValueError(relay.misuse or f"the test script never calls {entry_point}")
     if examined.ok and not relay.broken:
         return Verdict(1.0, True)
-    if relay.broken or examined.status is not ExecStatus.EXCEPTION:
-        ending = "" if relay.broken else f"; the tests {_ENDINGS.get(examined.status, 'failed')}"
-        return _failed(relay.outcome + ending)
-    return _failed(f"{relay.outcome}; failed: {_failing_statement(tree, examined)}")
+    if relay.broken:
+        expectation = ""
+    elif examined.status is ExecStatus.EXCEPTION:
+        expectation = f"; failed: {_failing_statement(tree, examined)}"
+    else:
+        expectation = f"; the tests {ENDINGS.get(examined.status, 'failed')}"
+    return failed(revealed(reveal, relay.outcome, expectation, "a hidden test failed"))
 
 
 def matches(got: Any, expected: Any, tolerance: float = 0.0) -> bool:
@@ -170,7 +191,7 @@ class _Relay:
         if self.broken or self.misuse:
             raise RuntimeError(self.misuse or self.outcome)
         (result,) = self._subject.call(self._entry_point, [args])
-        self.outcome = _outcome(self._entry_point, args, result)
+        self.outcome = outcome(self._entry_point, args, result)
         if result.ok:
             return result.value
         self.broken = result.status is not ExecStatus.EXCEPTION or not _raisable(result.error)
@@ -196,49 +217,10 @@ def _exception(error: str) -> Exception:
         return RuntimeError(error)
 
 
-def _failed(feedback: str, share: float | None = None) -> Verdict:
-    # A program may raise half of a surrogate pair, which no file and no tokenizer takes.
-    feedback = feedback.encode("utf-8", "replace").decode("utf-8")
-    return Verdict(0.0, False, feedback, {} if share is None else {"cases_passed": share})
-
-
-def _outcome(entry_point: str, arguments: Sequence[Any], result: CallResult) -> str:
-    call = f"{entry_point}({', '.join(map(_shown, arguments))})"
-    if result.ok:
-        return f"{call} returned {_shown(result.value)}"
-    if result.error == f"NameError: name '{entry_point}' is not defined":
-        return f"the program does not define {entry_point}"
-    if result.status is ExecStatus.EXCEPTION:
-        return f"{call} raised {_cut(result.error)}"
-    return f"{call} {_ENDINGS[result.status]}"
-
-
-def _why_undefined(defined: ExecResult) -> str:
-    if defined.status is not ExecStatus.EXCEPTION:
-        return f"the program {_ENDINGS[defined.status]}"
-    last = (defined.stderr.strip().splitlines() or ["an exception"])[-1]
-    where = re.findall(r'File "<cell \d+>", line (\d+)', defined.stderr)
-    line = f" in line {where[-1]}" if where else ""
-    if last.startswith(("SyntaxError:", "IndentationError:", "TabError:")):
-        return f"syntax error{line}: {_cut(last.partition(': ')[2])}"
-    return f"the program raised {_cut(last)}{line}"
-
-
 def _failing_statement(tree: ast.Module, examined: ExecResult) -> str:
     where = re.findall(r'File "<cell \d+>", line (\d+)', examined.stderr)
     line = int(where[-1]) if where else 0
     for node in ast.walk(tree):
         if isinstance(node, ast.Assert) and node.lineno <= line <= (node.end_lineno or line):
-            return _cut(ast.unparse(node))
-    return _cut(examined.stderr.strip().rpartition("\n")[2])
-
-
-def _shown(value: Any) -> str:
-    try:
-        return _cut(repr(value))
-    except ValueError:  # digits of an int beyond sys.get_int_max_str_digits()
-        return "a value with a very long int"
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _SHOWN_CHARS else text[: _SHOWN_CHARS - 3] + "..."
+            return cut(ast.unparse(node))
+    return cut(examined.stderr.strip().rpartition("\n")[2])

@@ -86,7 +86,7 @@ def keep_only(streams: Sequence[int], channel: int) -> int:
     for number, descriptor in enumerate(streams):
         os.dup2(descriptor, number)
     most = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 2**16)
-    floor = min(most - 1, 2 * MAX_OPEN_FILES + int.from_bytes(os.urandom(2), "big") % (most // 2))
+    floor = most // 2 + int.from_bytes(os.urandom(2), "big") % (most // 2 - 1)
     number = fcntl.fcntl(channel, fcntl.F_DUPFD_CLOEXEC, floor)
     os.closerange(3, number)
     os.closerange(number + 1, 2**20)
