@@ -34,10 +34,10 @@ BACKENDS = tuple(_BACKENDS)
 _KEPT_S = 120.0  # a pool without users is kept warm so long
 _TEND_S = 30.0
 
-_Key = tuple[str, Limits, Policy, BackendOptions]
+_Key = tuple[str, Limits, Policy, BackendOptions, str | None]
 _lock = threading.RLock()
 _pools: dict[_Key, Pool] = {}
-_findings: dict[tuple[str, Policy, BackendOptions], str | None] = {}
+_findings: dict[tuple[str, Policy, BackendOptions, str | None], str | None] = {}
 _tending = threading.Event()
 
 
@@ -57,7 +57,7 @@ def open_sandbox(
         backend = choose(policy, options)
     made = _make(backend, options)
     with _lock:
-        key = (backend, limits, policy, options)
+        key = (backend, limits, policy, options, os.environ.get("DOCKER_HOST"))
         if key not in _pools:
             _pools[key] = Pool(made, limits, policy, options.max_sessions)
             _begin_tending()
@@ -90,7 +90,7 @@ def probe(
     options: BackendOptions = BackendOptions(),  # noqa: B008
 ) -> str | None:
     """Why the backend does not work here, None if it does: found once, by running code in it."""
-    key = (backend, policy, options)
+    key = (backend, policy, options, os.environ.get("DOCKER_HOST"))
     if key not in _findings:
         _findings[key] = _try(_make(backend, options), policy)
     return _findings[key]

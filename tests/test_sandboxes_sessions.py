@@ -26,12 +26,16 @@ from sandboxes.base import (
 from sandboxes.open import BACKENDS, open_sandbox, probe
 from sandboxes.pooled import PooledSandbox
 
+pytest_plugins = ["docker_engine"]  # its fixtures, once for all files
+
 Open = Callable[..., Session]
 OPTIONS = BackendOptions(allow_unsafe=True)
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "docker":
+        request.getfixturevalue("docker_image")
     reason = probe(request.param, options=OPTIONS)
     if reason is not None:
         pytest.skip(reason)
@@ -237,8 +241,8 @@ def test_a_child_of_the_code_cannot_answer_for_it(backend: str) -> None:
         session.run("def f():\n    return os.fork() > 0")
         assert [result.value for result in session.call("f", [(), ()])] == [True, True]
         assert session.run("'alive'").stdout == "'alive'\n"
-        echo = "import subprocess\n_ = subprocess.run(['echo', 'child'])"
-        assert session.run(echo).stdout == "child\n"
+        child = "[sys.executable, '-I', '-c', 'print(42)']"
+        assert session.run(f"import subprocess, sys\n_ = subprocess.run({child})").stdout == "42\n"
 
 
 @pytest.mark.parametrize(
