@@ -9,6 +9,7 @@ from sandboxes.base import Limits, Policy, SandboxError
 from sandboxes.box import Box, Line
 
 _ROOM = 128  # sessions of a runner
+_IDLE_BOXES = 2  # kept warm where each is for one session
 _WAIT_S = 120.0
 
 
@@ -81,6 +82,8 @@ class Pool:
             self._changed.notify()
         if box is not None:
             line.close()
+            if self._room == 1:
+                self._thin_out()
 
     def check_writable(self) -> None:
         """Raise SandboxError where sessions have no folder for files."""
@@ -121,6 +124,14 @@ class Pool:
         broken = [box for box in self._boxes if box.broken]
         for box in broken:
             self._boxes.remove(box)
+            box.end()
+
+    def _thin_out(self) -> None:
+        """End runners for one session that nobody waits for, but a few."""
+        with self._changed:
+            idle = [box for box in self._boxes if box.sessions == 0][_IDLE_BOXES:]
+            self._boxes = [box for box in self._boxes if box not in idle]
+        for box in idle:
             box.end()
 
     def _freest(self) -> Box | None:

@@ -143,11 +143,11 @@ def test_threads_of_a_session_do_not_run_between_its_turns(strongest: str) -> No
         session = sandbox.session()
         session.run(counting)
         before = session.run("n")
-        time.sleep(0.5)
+        time.sleep(2.0)
         after = session.run("n")
     assert before.cpu_s is not None
     assert after.cpu_s is not None
-    assert after.cpu_s < 0.2
+    assert after.cpu_s < 1.0
     assert int(after.stdout) > int(before.stdout)
 
 
