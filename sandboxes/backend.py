@@ -40,6 +40,10 @@ class Backend(Protocol):
     isolation: Isolation
     writable: bool  # whether sessions have a folder to write to
 
+    def room(self, policy: Policy) -> int:
+        """How many sessions a runner may hold: one where they would share what must be apart."""
+        ...
+
     def launch(self, limits: Limits, policy: Policy, sessions: int) -> tuple[Link, dict[str, Any]]:
         """Start a runner that may hold `sessions` at once, and the settings to send to it.
 

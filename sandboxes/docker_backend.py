@@ -1,8 +1,8 @@
 """The runner in a hardened container, which serves many sessions and ends with its host process.
 
-Every session has a user of its own in the container, the filter of system calls and, where the
-kernel has it, Landlock. It does NOT give a session a kernel of its own (`runtime="runsc"` does),
-and sessions of one container share its memory, its room for files and its number of processes.
+Every session has a user and a file system of its own in the container, the filter of system calls
+and, where the kernel has it, Landlock. It does NOT give a session a kernel of its own, which
+`runtime="runsc"` does, and sessions of one container share its limit on memory.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ LABEL = "mopd.sandbox"  # of a container: what it was made for
 HOST_LABEL, OWNER_LABEL = f"{LABEL}.host", f"{LABEL}.owner"
 FOLDERS_LABEL = f"{LABEL}.folders"  # of an image: those that Python and its packages lie in
 SCRATCH = "/scratch"
-SCRATCH_MODE = 0o1733  # each session makes a folder of its own, and cannot list the others'
 
-_FIRST_UID, _UIDS, _UID_RANGES = 20_000, 4_000, 11  # a remapped engine has users up to 65 535
+_FIRST_UID, _LAST_UID = 20_000, 65_000  # the users of a remapped engine end at 65 535
+_UNUSED = 16  # users, and their folders, beyond one a session: for those that wait or are buried
 _CAPABILITIES = ["SETUID", "SETGID", "SETPCAP", "KILL"]  # to become a session's user, and to end it
 _RUNNER_BYTES = 128 * 2**20
-_INODES = 2048  # a session; about 1 KiB of kernel memory each
+_INODES = 2048  # of each folder; about 1 KiB of kernel memory each
 _READABLE = ("/bin", "/etc", "/home", "/lib", "/lib32", "/lib64", "/opt", "/root", "/sbin", "/usr")
 _DEVICES = ("/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _CONNECT_S = 5
@@ -92,7 +92,7 @@ class DockerBackend:
     isolation = Isolation(
         network="hard",
         files="hard",
-        disk="per process",
+        disk="hard",
         memory="per process",
         processes="hard",
         syscalls="hard",
@@ -106,6 +106,10 @@ class DockerBackend:
         self._client: DockerClient | None = None
         self._engine: dict[str, Any] = {}
 
+    def room(self, policy: Policy) -> int:
+        """Sessions of a container share its limit on memory, and its loopback."""
+        return 1 if policy.subprocesses or policy.network == "loopback" else 128
+
     def launch(
         self, limits: Limits, policy: Policy, sessions: int
     ) -> tuple[DockerLink, dict[str, Any]]:
@@ -115,13 +119,17 @@ class DockerBackend:
                 "all sessions of a container share one loopback, so with network='loopback' it"
                 f" has to have room for 1, not {sessions}: use sandbox.backend=jail"
             )
+        # The kernel counts a user's processes in all containers: they had better not share users.
+        number = sessions + _UNUSED
+        first_uid = _FIRST_UID + secrets.randbelow((_LAST_UID - _FIRST_UID) // number) * number
+        uids = range(first_uid, first_uid + number)
         client = self._connected()
         import docker  # there, or nothing would be connected
 
         try:
             image = self._checked_image(client, policy)
             container = client.containers.create(
-                image, **self._creation(image, limits, policy, sessions)
+                image, **self._creation(image, limits, policy, sessions, uids)
             )
             try:
                 link = DockerLink(container)
@@ -130,10 +138,8 @@ class DockerBackend:
                 raise
         except (docker.errors.DockerException, OSError) as error:
             raise Unavailable(f"the Docker engine refused a sandbox: {error}") from error
-        # The kernel counts a user's processes in all containers: they had better not share users.
-        first_uid = _FIRST_UID + secrets.randbelow(_UID_RANGES) * _UIDS
         settings = {
-            "session_uids": (first_uid, _UIDS),
+            "session_uids": (uids.start, len(uids)),
             "scratch": SCRATCH,
             "landlock": self._landlock(image, policy),
         }
@@ -179,7 +185,7 @@ class DockerBackend:
         return image
 
     def _creation(
-        self, image: Image, limits: Limits, policy: Policy, sessions: int
+        self, image: Image, limits: Limits, policy: Policy, sessions: int, uids: range
     ) -> dict[str, Any]:
         """What `docker create` is told beside the image."""
         from docker.types import LogConfig, Ulimit
@@ -189,7 +195,6 @@ class DockerBackend:
             _RUNNER_BYTES + sessions * (limits.memory_bytes + limits.disk_bytes),
             self._engine["MemTotal"] // 2,
         )
-        disk_bytes = min(sessions * limits.disk_bytes, memory_bytes // 2)
         key = repr((limits, policy, image.id, self._runtime)).encode()
         return {
             "entrypoint": [],
@@ -210,9 +215,11 @@ class DockerBackend:
             "network_mode": "none",
             "ipc_mode": "none",  # private, and without /dev/shm
             "read_only": True,
+            # A file system for each session: a bound on its files that is its own.
             "tmpfs": {
-                SCRATCH: f"rw,nosuid,nodev,size={disk_bytes},nr_inodes={sessions * _INODES},"
-                f"mode={SCRATCH_MODE:o}"
+                f"{SCRATCH}/{uid}": f"rw,nosuid,nodev,size={limits.disk_bytes},"
+                f"nr_inodes={_INODES},uid={uid},gid={uid},mode=0700"
+                for uid in uids
             },
             "cap_drop": ["ALL"],
             "cap_add": _CAPABILITIES,
@@ -239,8 +246,6 @@ class DockerBackend:
         """The folders to read, or None where it is not known that the kernel has Landlock."""
         shares_kernel = self._engine["KernelVersion"] == os.uname().release
         if self._runtime is not None or not shares_kernel or system.landlock_version() < 1:
-            return None
-        if policy.network == "loopback":  # which Landlock would refuse
             return None
         folders = json.loads(image.labels.get(FOLDERS_LABEL, "[]"))
         return tuple(dict.fromkeys([*_READABLE, *_DEVICES, *folders, *policy.packages]))

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from sandboxes.backend import Unavailable
-from sandboxes.docker_backend import FOLDERS_LABEL, LABEL, SCRATCH, SCRATCH_MODE, connect
+from sandboxes.docker_backend import FOLDERS_LABEL, LABEL, connect
 from sandboxes.docker_backend import default_image as default_tag
 
 if TYPE_CHECKING:
@@ -140,7 +140,6 @@ def write_layer(file: IO[bytes], more: Iterable[Path] = ()) -> None:
     files += programs.values()
     with tarfile.open(fileobj=file, mode="w") as archive:
         layer = _Layer(archive)
-        layer.add_folder(SCRATCH, SCRATCH_MODE)
         for point in _MOUNT_POINTS:
             layer.add_folder(point)
         layer.add_data("/etc/passwd", _USERS)

@@ -30,6 +30,10 @@ class JailBackend:
         network="hard", files="hard", disk="hard", memory="hard", processes="hard", syscalls="hard"
     )
 
+    def room(self, policy: Policy) -> int:
+        """Sessions with subprocesses would share their limit on memory."""
+        return 1 if policy.subprocesses else 128
+
     def launch(
         self, limits: Limits, policy: Policy, sessions: int
     ) -> tuple[Spawned, dict[str, Any]]:

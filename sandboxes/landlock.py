@@ -31,6 +31,10 @@ class LandlockBackend:
         syscalls="hard",
     )
 
+    def room(self, policy: Policy) -> int:
+        """Sessions share nothing that matters."""
+        return 128
+
     def launch(
         self, limits: Limits, policy: Policy, sessions: int
     ) -> tuple[Spawned, dict[str, Any]]:

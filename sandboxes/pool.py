@@ -8,7 +8,6 @@ from sandboxes.backend import Backend, Unavailable
 from sandboxes.base import Limits, Policy, SandboxError
 from sandboxes.box import Box, Line
 
-_ROOM = 128  # sessions of a runner
 _IDLE_BOXES = 2  # kept warm where each is for one session
 _WAIT_S = 120.0
 
@@ -17,14 +16,13 @@ class Pool:
     """Hands out lines to sessions; starts runners when they are needed, and anew when they break.
 
     The first session starts one runner, and while it is at work another for each core follows in
-    the background. A policy with subprocesses gives each session a runner for itself, because
-    those share their memory limit.
+    the background.
     """
 
     def __init__(self, backend: Backend, limits: Limits, policy: Policy, max_sessions: int) -> None:
         self.backend, self.limits, self.policy = backend, limits, policy
         self.max_sessions = max_sessions
-        self._room = 1 if policy.subprocesses else _ROOM
+        self._room = backend.room(policy)
         self._boxes: list[Box] = []
         self._of: dict[Line, Box] = {}
         self._starting = 0

@@ -300,6 +300,8 @@ class _End:
     def _limit(self) -> str:
         if self.status is ExecStatus.OUTPUT_LIMIT:
             return f"stopped: printed over {_RUNAWAY * self._limits.max_output_bytes} bytes"
+        if self.status is ExecStatus.OUT_OF_MEMORY:
+            return "all memory of the sandbox was used"
         if self.status is ExecStatus.CPU_TIMEOUT:
             return f"stopped: used over {self._limits.cpu_s:g} s of processor time"
         return f"stopped: not finished after {self._limits.wall_s:g} s"

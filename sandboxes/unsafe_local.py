@@ -31,6 +31,10 @@ class UnsafeLocalBackend:
     def __init__(self, *, allow_unsafe: bool) -> None:
         self._allowed = allow_unsafe
 
+    def room(self, policy: Policy) -> int:
+        """Sessions share everything anyway."""
+        return 128
+
     def launch(
         self, limits: Limits, policy: Policy, sessions: int
     ) -> tuple[Spawned, dict[str, Any]]:

@@ -156,36 +156,36 @@ def test_the_container_is_hardened_and_labelled(link: DockerLink, client: Any) -
     other.end()
 
 
-def test_only_scratch_can_be_written_in_the_container(
+def test_a_session_s_user_can_write_to_its_own_folder_only(
     docker_image: str,
     stand_in: Any,
 ) -> None:
-    stand_in(
-        f"""
+    stand_in(f"""
 import os, sys
-folders = [SCRATCH, *(top for top, _, _ in os.walk("/") if not top.startswith(("/proc", "/sys")))]
-os.setgroups([]); os.setresgid(20001, 20001, 20001); os.setresuid(20001, 20001, 20001)
+uid, *others = map(int, os.listdir("{SCRATCH}"))
+folders = [top for top, _, _ in os.walk("/") if not top.startswith(("/proc", "/sys"))]
+folders += [f"{SCRATCH}/{{each}}" for each in (uid, *others)]
+os.setgroups([]); os.setresgid(uid, uid, uid); os.setresuid(uid, uid, uid)
 for folder in folders:
     try:
         os.close(os.open(folder + "/probe", os.O_CREAT | os.O_WRONLY))
-        print(folder)
+        print(folder == f"{SCRATCH}/{{uid}}")
     except OSError:
         pass
 try:
-    with open("{SCRATCH}/probe", "wb") as file:
+    with open(f"{SCRATCH}/{{uid}}/probe", "wb") as file:
         while True:
             file.write(bytes(2**20))
 except OSError as error:
-    print(error.strerror)
+    print(error.strerror, os.path.getsize(f"{SCRATCH}/{{uid}}/probe") <= 2**22)
 sys.stdout.flush()
-""".replace("SCRATCH,", f"{SCRATCH!r},")
-    )
+""")
     link, _ = DockerBackend(BackendOptions()).launch(Limits(disk_bytes=2**22), Policy(), 2)
     said = b""
     while piece := link.receive():
         said += piece
     link.end()
-    assert said.decode().splitlines() == [SCRATCH, SCRATCH, "No space left on device"]
+    assert said.decode().splitlines() == ["True", "No space left on device True"]
 
 
 def test_a_killed_client_leaves_no_container(docker_image: str, client: Any) -> None:
@@ -367,12 +367,13 @@ print(subprocess.run([sys.executable, "-c", "print(7)"], capture_output=True).st
 
 def dead_sessions() -> Iterator[str]:
     """Processes of sessions that nobody has reaped, in an engine on this machine."""
-    first, number = docker_backend._FIRST_UID, docker_backend._UIDS * docker_backend._UID_RANGES
     for path in Path("/proc").glob("[0-9]*/status"):
         with contextlib.suppress(OSError):
             text = path.read_text()
             uid = int(re.search(r"^Uid:\t(\d+)", text, re.MULTILINE)[1])
-            if "State:\tZ" in text and uid in range(first, first + number):
+            if "State:\tZ" in text and uid in range(
+                docker_backend._FIRST_UID, docker_backend._LAST_UID
+            ):
                 yield text.splitlines()[0]
 
 
@@ -389,3 +390,22 @@ def test_a_container_that_is_killed_is_the_sandbox_s_failure_and_replaced(
         session.run("1")
     assert sandbox.session().run("1 + 1").stdout == "2\n"
     sandbox.close()
+
+
+def test_nothing_that_a_session_leaves_reaches_the_next_of_its_user(docker_image: str) -> None:
+    leave = """
+import os
+os.makedirs("locked/inner")
+open("locked/inner/secret", "w").close()
+os.symlink("/", "link")
+os.chmod("locked", 0)
+for _ in range(1500):
+    os.mkdir("d")
+    os.chdir("d")
+"""
+    policy = Policy(subprocesses=True)  # a container for each session, with few users
+    with contextlib.closing(open_sandbox("docker", policy=policy)) as sandbox:
+        for _ in range(20):
+            ran = sandbox.run("import os; print(os.getuid(), os.listdir())\n" + leave)
+            assert ran.ok, ran
+            assert "[]" in ran.stdout

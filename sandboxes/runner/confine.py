@@ -40,7 +40,7 @@ class Confinement:
     landlock: tuple[str, ...] | None = None  # the folders that may be read, everything if None
     drop_uid: int | None = None  # the user that the runner becomes for good
     session_uids: tuple[int, int] | None = None  # first and number: each session has its own
-    scratch: str = ""  # the folder in which sessions get folders of their own; "" for none
+    scratch: str = ""  # the folder of the folders that sessions have for themselves; "" for none
     spares: int = 1  # processes that wait, confined, for the next session
 
     @property
@@ -123,7 +123,8 @@ def enter(
         system.die_with_parent(parent.pid)
     if confinement.landlock is not None:
         writable = ["/dev/null", *([folder] if folder else [])]
-        system.landlock(list(confinement.landlock), writable)
+        loopback = confinement.network == "loopback"
+        system.landlock(list(confinement.landlock), writable, loopback=loopback)
     if confinement.seccomp:
         system.install_filter(seccomp.for_process(parent.filter_template, os.getpid()))
     random.seed()
@@ -169,7 +170,8 @@ def _folder(confinement: Confinement, uid: int) -> str:
     if not confinement.scratch:
         return ""
     folder = f"{confinement.scratch}/{uid}"
-    os.mkdir(folder, 0o700)
+    with contextlib.suppress(FileExistsError):  # a file system of its own is mounted there
+        os.mkdir(folder, 0o700)
     return folder
 
 

@@ -10,10 +10,10 @@ From the server comes one byte for each process that it wants.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import select
-import shutil
 import signal
 import socket
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,8 @@ class Nursery:
         self._parent = confine.Parent.this(confinement)
         repl.be_ready()
         self._serial = 0
+        first, number = confinement.session_uids or (0, 0)
+        self._free_uids = collections.deque(range(first, first + number))
 
     def serve(self) -> NoReturn:
         """Fork and bury until the server hangs up."""
@@ -60,7 +62,10 @@ class Nursery:
     def _bear(self) -> None:
         theirs: list[int] = []
         ours: list[int] = []
+        user = self._free_uids.popleft() if self._free_uids else None
         try:
+            if user is None and self._confinement.session_uids is not None:
+                raise OSError("no user is free")
             for far_end in (0, 1, 1):  # stdin is read there, the others are written
                 pipe = os.pipe2(os.O_CLOEXEC)
                 theirs.append(pipe[far_end])
@@ -69,8 +74,7 @@ class Nursery:
             ours.append(near.detach())
             theirs.append(far.detach())
             self._serial += 1
-            first, number = self._confinement.session_uids or (1, 2**31)
-            uid = first + self._serial % number
+            uid = self._serial if user is None else user
             pid = system.clone(self._confinement.flags)
             if pid == 0:
                 self._become_session(uid, theirs[:3], theirs[3])
@@ -79,6 +83,8 @@ class Nursery:
             self._poll.register(pidfd, select.EPOLLIN)
             self._tell("born", self._serial, pid, descriptors=(pidfd, *ours))
         except OSError as error:
+            if user is not None:
+                self._free_uids.append(user)
             self._tell("failed", str(error))
         finally:
             for descriptor in (*ours, *theirs):
@@ -112,17 +118,42 @@ class Nursery:
         if self._confinement.namespaces or not self._confinement.scratch:
             return
         folder = f"{self._confinement.scratch}/{uid}"
-        if self._confinement.session_uids is None:
-            shutil.rmtree(folder, ignore_errors=True)
-            return
+        has_own_user = self._confinement.session_uids is not None
         pid = os.fork()
         if pid == 0:  # only that user may, and no other has to be able to
             try:
-                confine.become(uid)
-                if self._confinement.subprocesses:
-                    os.kill(-1, signal.SIGKILL)
-            except OSError:
-                pass  # there was nobody
-            shutil.rmtree(folder, ignore_errors=True)
-            os._exit(0)
-        os.waitpid(pid, 0)
+                if has_own_user:
+                    confine.become(uid)
+                if has_own_user and self._confinement.subprocesses:
+                    with contextlib.suppress(ProcessLookupError):  # there was nobody
+                        os.kill(-1, signal.SIGKILL)
+                empty(folder)
+                with contextlib.suppress(OSError):  # a file system is mounted there: it stays
+                    os.rmdir(folder)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        _, status = os.waitpid(pid, 0)
+        if has_own_user and status == 0:  # else something is left, and nobody gets this user again
+            self._free_uids.append(uid)
+
+
+def empty(folder: str) -> None:
+    """Remove what is in the folder, however deep and whatever its modes."""
+    os.chmod(folder, 0o700)
+    os.chdir(folder)
+    number = int.from_bytes(os.urandom(8), "big")  # a name that nobody can have taken
+    while names := os.listdir("."):  # each folder in turn gives its folders to the top
+        for name in names:
+            if os.path.islink(name) or not os.path.isdir(name):
+                os.unlink(name)
+                continue
+            os.chmod(name, 0o700)
+            for entry in os.scandir(name):
+                if entry.is_dir(follow_symlinks=False):
+                    os.chmod(entry.path, 0o700)
+                    number += 1
+                    os.rename(entry.path, str(number))
+                else:
+                    os.unlink(entry.path)
+            os.rmdir(name)

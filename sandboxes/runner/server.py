@@ -109,9 +109,11 @@ class Server:
         self._spares: deque[Job] = deque()
         self._waiting: deque[tuple[Any, ...]] = deque()  # requests of sessions to begin
         self._unborn = 0
+        self._oom_kills = 0
         self._cores = len(os.sched_getaffinity(0))
         self._working: set[Job] = set()
         self._watch(source, self._hear_host)
+        self._was_out_of_memory()
         self._watch(nursery.fileno(), self._hear_nursery)
 
     def serve(self) -> NoReturn:
@@ -268,6 +270,18 @@ class Server:
         except OSError:
             return True  # no /proc here, or it has just died
 
+    def _was_out_of_memory(self) -> bool:
+        """Whether the kernel killed for memory since this was last asked, where that is told here.
+
+        A container sees its own control group; in a jail there is none, and the host looks.
+        """
+        before = self._oom_kills
+        for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
+            with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
+                counts = dict(line.split() for line in file)
+                self._oom_kills = int(counts.get("oom_kill", 0))
+        return self._oom_kills > before
+
     def _cpu_s(self, job: Job) -> float:
         try:
             return time.clock_gettime(job.clock)
@@ -307,6 +321,8 @@ class Server:
             self._tell("fault", job.session, reason)
         else:
             code = os.waitstatus_to_exitcode(status)
+            if code == -signal.SIGKILL and not job.stopping and self._was_out_of_memory():
+                job.stopping = "out_of_memory"
             self._tell_done(job, b"", code, cpu_s - job.cpu_before_s, peak_bytes)
 
     # What processes say.

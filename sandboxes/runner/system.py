@@ -107,14 +107,16 @@ def landlock_version() -> int:
     return max(0, int(_libc.syscall(_LANDLOCK_CREATE, None, 0, 1)))
 
 
-def landlock(readable: list[str], writable: list[str]) -> None:
-    """Refuse every file outside these folders and, where the kernel can, network and signals."""
+def landlock(readable: list[str], writable: list[str], *, loopback: bool) -> None:
+    """Refuse every file outside these folders and, where the kernel can, signals and network."""
     version = landlock_version()
     if version < 1:
         raise OSError(errno.ENOSYS, "this kernel has no Landlock")
     bits = 13 if version < 2 else 14 if version < 3 else 15 if version < 5 else 16
     handled = (1 << bits) - 1
-    attributes = struct.pack("=QQQ", handled, 3 if version >= 4 else 0, 3 if version >= 6 else 0)
+    attributes = struct.pack(
+        "=QQQ", handled, 3 if version >= 4 and not loopback else 0, 3 if version >= 6 else 0
+    )
     size = 8 if version < 4 else 16 if version < 6 else 24
     rules = _libc.syscall(_LANDLOCK_CREATE, attributes, ctypes.c_size_t(size), 0)
     _check(rules, "landlock ruleset")
