@@ -54,3 +54,7 @@ class Backend(Protocol):
             Unavailable: this machine cannot, or this backend cannot under this policy.
         """
         ...
+
+    def close(self) -> None:
+        """Let go of what it kept for the next launch."""
+        ...

@@ -168,13 +168,14 @@ class Line:
         message: tuple[Any, ...],
         *,
         wall_s: float,
-        on_event: Callable[[bytes], bytes | None],
+        on_message: Callable[[bytes, bool], bytes | None],
         stdin: bytes = b"",
         last: bool = False,
     ) -> Done:
-        """Have the session do something; what it says meanwhile goes to `on_event`.
+        """Have the session do something; what it says meanwhile goes to `on_message`.
 
-        What that returns is sent as an answer; if it raises, the line is of no use any more.
+        With it goes whether it waits for an answer, which is what `on_message` returns. If that
+        raises, the line is of no use any more.
 
         Raises:
             SandboxError: the runner failed, as opposed to the code.
@@ -189,8 +190,8 @@ class Line:
             except queue.Empty:
                 self._box.stuck(f"the runner said nothing for {wall_s + _PATIENCE_S:g} s")
                 continue
-            if kind == "event":
-                answer = on_event(rest[0])
+            if kind in ("event", "call"):
+                answer = on_message(rest[0], kind == "call")
                 if answer is not None:
                     self._box.send("answer", self.session, answer)
             elif kind == "done":

@@ -145,6 +145,13 @@ class DockerBackend:
         }
         return link, settings
 
+    def close(self) -> None:
+        """Close the connections to the engine; the next launch makes new ones."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
     def _connected(self) -> DockerClient:
         with self._lock:
             if self._client is None:

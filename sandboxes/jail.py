@@ -34,6 +34,9 @@ class JailBackend:
         """Sessions with subprocesses would share their limit on memory."""
         return 1 if policy.subprocesses else 128
 
+    def close(self) -> None:
+        """There is nothing that it keeps."""
+
     def launch(
         self, limits: Limits, policy: Policy, sessions: int
     ) -> tuple[Spawned, dict[str, Any]]:

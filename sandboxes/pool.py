@@ -105,6 +105,7 @@ class Pool:
             self._changed.notify_all()
         for box in boxes:
             box.end()
+        self.backend.close()
 
     def abandon(self) -> None:
         """Let go of every runner without ending it: they are this fork's parent's."""

@@ -61,7 +61,7 @@ class PooledSandbox:
             done = line.request(
                 message,
                 wall_s=self.limits.wall_s,
-                on_event=conversation.hear,
+                on_message=conversation.hear,
                 stdin=stdin.encode("utf-8", "surrogatepass"),
                 last=True,
             )
@@ -161,7 +161,7 @@ class PooledSession:
             self._line = self._pool.acquire()
         line = self._line
         try:
-            done = line.request(message, wall_s=self._limits.wall_s, on_event=conversation.hear)
+            done = line.request(message, wall_s=self._limits.wall_s, on_message=conversation.hear)
             end = _End(done, self._limits, line, broken=conversation.broken)
         except BaseException:  # a request is under way: this process is of no use any more
             self._drop()
@@ -186,7 +186,7 @@ class _Conversation:
         self.cases: list[CallResult] = []
         self.broken = ""
 
-    def hear(self, body: bytes) -> bytes | None:
+    def hear(self, body: bytes, is_call: bool) -> bytes | None:
         """Take a message in; for a call to the host, the answer to it."""
         if self.broken:
             return None
@@ -201,7 +201,7 @@ class _Conversation:
                     self._cases_left -= 1
                     self.cases.append(CallResult(ExecStatus(status), error=error[:_MAX_TEXT]))
                 case ("callback", int(call), str(name), tuple(args), dict(kwargs)) if (
-                    name in self._callbacks
+                    is_call and name in self._callbacks
                 ):
                     return wire.encode(_answer(call, self._callbacks[name], args, kwargs))
                 case _:

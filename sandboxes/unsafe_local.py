@@ -35,6 +35,9 @@ class UnsafeLocalBackend:
         """Sessions share everything anyway."""
         return 128
 
+    def close(self) -> None:
+        """There is nothing that it keeps."""
+
     def launch(
         self, limits: Limits, policy: Policy, sessions: int
     ) -> tuple[Spawned, dict[str, Any]]:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 MAX_TEXT = 20_000  # of an exception, in characters
 NONCE_BYTES = 16
-READY, FAULT, EVENT, FINAL = b"r", b"f", b"e", b"d"  # the kinds of frames, after the nonce
+# The kinds of frames, after the nonce; a call is an event that wants an answer.
+READY, FAULT, EVENT, CALL, FINAL = b"r", b"f", b"e", b"c", b"d"
 
 
 class Interrupts:
@@ -231,7 +232,7 @@ class Repl:
             with lock:
                 call = next(calls)
                 try:
-                    self._channel.send(nonce, EVENT, ("callback", call, name, args, kwargs))
+                    self._channel.send(nonce, CALL, ("callback", call, name, args, kwargs))
                 except wire.WireError as refused:
                     raise TypeError(f"{name}() got {refused}") from None
                 while True:  # an interrupted call's answer may still be on its way

@@ -6,7 +6,7 @@ not begin with the request's nonce, costs that process its life and nobody else'
 
 From the host come ("request", session, first, wall_s, stdin, message, last), ("answer", session,
 message) and ("end", session): the first request begins a session, the last one ends it. To the
-host go ("ready",), ("event", session, message), ("fault", session, reason) and,
+host go ("ready",), ("event" or "call", session, message), ("fault", session, reason) and,
 once for each request and for each death, ("done", session, Done).
 """
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 GRACE_S = 0.5  # from the interrupt, which may save the session's state, to the kill
 RUNAWAY = 16  # code may print this many times what is kept of it
 MAX_EVENT_BYTES = 32 * 2**20  # in answer to one request
+MAX_CALLS = 16  # each function of the host waits for its answer; these are for threads
 MAX_UNREAD_BYTES = 16 * 2**20  # of the host's answers
 _PIECE = 2**16
 _PIECES_AT_ONCE = 32  # of one process, before the others have their turn
@@ -87,6 +88,7 @@ class Job:
         self.cpu_before_s = 0.0  # the request at work
         self.check_cpu_s = math.inf  # when it can have used up its CPU time
         self.event_bytes = 0
+        self.calls = 0  # to the host, without an answer so far
         self.input = bytearray()  # that the process has not read yet
         self.outbox = bytearray()
         for descriptor in (stdin, stdout, stderr, channel):
@@ -160,7 +162,8 @@ class Server:
                 job = self._jobs[session]
                 if kind == "end":
                     self._forget(job)
-                elif job.nonce is not None:
+                elif job.nonce is not None and not job.broken:
+                    job.calls -= 1
                     self._send(job, job.nonce + rest[0])
                     if len(job.outbox) > MAX_UNREAD_BYTES:
                         job.broken = "it asked the host on and on, and read no answer"
@@ -190,7 +193,7 @@ class Server:
             self._watch(job.stdin, lambda: self._feed(job), select.EPOLLOUT)
             self._feed(job)
         job.nonce, job.last, job.stopping = os.urandom(repl.NONCE_BYTES), last, ""
-        job.event_bytes = 0
+        job.event_bytes = job.calls = 0
         for output in (job.stdout, job.stderr):
             output.clear()
         if job.frozen:
@@ -381,7 +384,10 @@ class Server:
             job.event_bytes += len(message)
             if job.event_bytes > MAX_EVENT_BYTES:
                 raise wire.WireError(f"over {MAX_EVENT_BYTES} bytes in answer to one request")
-            self._tell("event", job.session, message)
+            job.calls += kind == repl.CALL
+            if job.calls > MAX_CALLS:  # the host would be busy with them for longer than it waits
+                raise wire.WireError(f"over {MAX_CALLS} calls at once to the host")
+            self._tell("call" if kind == repl.CALL else "event", job.session, message)
 
     def _read(self, job: Job, output: Output) -> None:
         limit = self._confinement.max_output_bytes
