@@ -148,7 +148,7 @@ def test_threads_of_a_session_do_not_run_between_its_turns(strongest: str) -> No
     assert before.cpu_s is not None
     assert after.cpu_s is not None
     assert after.cpu_s < 1.0
-    assert int(after.stdout) > int(before.stdout)
+    assert int(after.stdout) >= int(before.stdout)
 
 
 def test_programs_of_others_are_not_in_a_sessions_memory(strongest: str) -> None:

@@ -208,8 +208,9 @@ class Server:
     # Processes.
 
     def _order_processes(self) -> None:
-        """As many as are waited for, and some that will be."""
-        wanted = len(self._waiting) + self._confinement.spares - len(self._spares) - self._unborn
+        """As many as are waited for and, while nobody is at work, some that will be."""
+        spares = 0 if self._working else self._confinement.spares - len(self._spares)
+        wanted = len(self._waiting) + max(0, spares) - self._unborn
         if wanted > 0:
             self._unborn += wanted
             for first in range(0, wanted, 64):
@@ -314,6 +315,7 @@ class Server:
             self._close(descriptor)
         os.close(job.pidfd)
         self._working.discard(job)
+        self._order_processes()
         if job in self._spares:
             self._spares.remove(job)
         if job.session is None:
@@ -375,6 +377,7 @@ class Server:
             job.nonce, job.deadline_s = None, math.inf
             self._working.discard(job)
             self._tell_done(job, message, None, self._cpu_s(job) - job.cpu_before_s, 0)
+            self._order_processes()
             if job.last:
                 self._forget(job)
             elif self._has_threads(job):  # which would go on, and on nobody's time
