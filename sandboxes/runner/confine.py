@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import random
 import resource
 import signal
 import sys
@@ -66,6 +65,8 @@ class Parent:
     @classmethod
     def this(cls, confinement: Confinement) -> Parent:
         """Prepare this process to be the parent: what is done here need not be done in each."""
+        with contextlib.suppress(OSError):  # without /proc; the limit on memory holds anyway
+            _write("/proc/self/oom_score_adj", "1000")  # when memory runs out, they go first
         os.environ.clear()
         os.environ.update({"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"})
         template = b""
@@ -100,7 +101,6 @@ def enter(
 ) -> str:
     """Confine this process; returns the session's folder."""
     flags = confinement.flags
-    _be_the_first_to_go()
     if flags:
         _map_user(parent.uid, parent.gid)
         _mount(confinement)
@@ -127,7 +127,6 @@ def enter(
         system.landlock(list(confinement.landlock), writable, loopback=loopback)
     if confinement.seccomp:
         system.install_filter(seccomp.for_process(parent.filter_template, os.getpid()))
-    random.seed()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
     return folder
@@ -140,12 +139,6 @@ def become(uid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
-def _be_the_first_to_go() -> None:
-    """When memory runs out, the kernel takes this process before the runner."""
-    with contextlib.suppress(OSError):  # without /proc; the limit on memory holds anyway
-        _write("/proc/self/oom_score_adj", "1000")
-
-
 def _map_user(uid: int, gid: int) -> None:
     _write("/proc/self/setgroups", "deny")
     _write("/proc/self/uid_map", f"1000 {uid} 1")
@@ -155,9 +148,11 @@ def _map_user(uid: int, gid: int) -> None:
 def _mount(confinement: Confinement) -> None:
     flags = system.NOSUID | system.NODEV
     inodes = f"nr_inodes={_MAX_INODES},mode=0700"
-    shm_bytes = min(_MAX_SHM_BYTES, confinement.disk_bytes // 4)
+    # Memory is shared with other processes there, and without those it stays read-only.
+    shm_bytes = min(_MAX_SHM_BYTES, confinement.disk_bytes // 4) if confinement.subprocesses else 0
     system.mount("tmpfs", "/tmp", flags, f"size={confinement.disk_bytes - shm_bytes},{inodes}")
-    system.mount("tmpfs", "/dev/shm", flags, f"size={shm_bytes},{inodes}")
+    if shm_bytes:
+        system.mount("tmpfs", "/dev/shm", flags, f"size={shm_bytes},{inodes}")
     try:
         system.mount("proc", "/proc", flags | system.NOEXEC, "subset=pid")
     except OSError:  # refused where parts of the outer /proc are hidden, as in containers

@@ -315,6 +315,7 @@ def be_ready() -> None:
     os.dup2(complaints, 2)
     for descriptor in (complaints, source, sink):
         os.close(descriptor)
+    exec(compile(ast.parse("sum(range(9))"), "", "exec"), {})  # what the first of these makes
     sys.argv[:] = [""]
     for name in [name for name in sys.modules if name.partition(".")[0] == "sandboxes"]:
         del sys.modules[name]

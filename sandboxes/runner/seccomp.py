@@ -12,7 +12,7 @@ import platform
 import struct
 
 _LOAD, _AND, _RETURN = 0x20, 0x54, 0x06
-_JUMP_EQUAL, _JUMP_GREATER_OR_EQUAL, _JUMP_ANY_BIT = 0x15, 0x35, 0x45
+_JUMP_EQUAL, _JUMP_GREATER, _JUMP_GREATER_OR_EQUAL, _JUMP_ANY_BIT = 0x15, 0x25, 0x35, 0x45
 _NUMBER, _ARCHITECTURE, _ARGUMENT_0, _ARGUMENT_1 = 0, 4, 16, 24  # low words, little-endian
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 
@@ -179,11 +179,6 @@ def template(*, subprocesses: bool, loopback: bool, metadata: bool) -> bytes:
     pair = [_step(_LOAD, _ARGUMENT_1), _step(_AND, _SOCK_TYPES)]
     pair += [_step(_JUMP_EQUAL, _SOCK_STREAM, 1, 0), _step(_RETURN, refuse)]
     parts.append(_case(argued["socketpair"], pair))
-    if not loopback:
-        parts += [_answer(number, refuse) for number in _NAMING[machine]]
-    if not metadata:
-        numbers = (*_METADATA[machine], *_METADATA_OF_BOTH)
-        parts += [_answer(number, refuse) for number in numbers]
     parts.append(_never(argued["ioctl"], _ARGUMENT_1, _TERMINAL_INJECTION))
     parts.append(_never(argued["fcntl"], _ARGUMENT_1, (_SET_OWNER, _SET_OWNER_EX, _SET_SIGNAL)))
     options = (_SET_PDEATHSIG, _SET_DUMPABLE, _SET_SECCOMP)
@@ -193,10 +188,25 @@ def template(*, subprocesses: bool, loopback: bool, metadata: bool) -> bytes:
             parts.append(_only(argued[name], _ARGUMENT_0, (_SOME_PID,), errno.EPERM))
         for name in ("prlimit64", "sched_setaffinity"):
             parts.append(_only(argued[name], _ARGUMENT_0, (0, _SOME_PID), errno.EPERM))
-    for number in sorted({*_COMMON.values(), *_REFUSED[machine].values()} - {_COMMON["clone3"]}):
-        parts.append(_answer(number, refuse))
+    refused = {*_COMMON.values(), *_REFUSED[machine].values()} - {_COMMON["clone3"]}
+    if not loopback:
+        refused.update(_NAMING[machine])
+    if not metadata:
+        refused.update(_METADATA[machine], _METADATA_OF_BOTH)
+    parts += [_answers(first, last, refuse) for first, last in _ranges(refused)]
     parts.append(_step(_RETURN, _ALLOW))
     return b"".join(parts)
+
+
+def _ranges(numbers: set[int]) -> list[tuple[int, int]]:
+    """The numbers as runs of neighbours: the kernel compiles each filter anew, step by step."""
+    ranges: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1] = (ranges[-1][0], number)
+        else:
+            ranges.append((number, number))
+    return ranges
 
 
 def _step(code: int, operand: int, if_true: int = 0, if_false: int = 0) -> bytes:
@@ -205,6 +215,13 @@ def _step(code: int, operand: int, if_true: int = 0, if_false: int = 0) -> bytes
 
 def _answer(number: int, answer: int) -> bytes:
     return _step(_JUMP_EQUAL, number, 0, 1) + _step(_RETURN, answer)
+
+
+def _answers(first: int, last: int, answer: int) -> bytes:
+    if first == last:
+        return _answer(first, answer)
+    inside = _step(_JUMP_GREATER_OR_EQUAL, first, 0, 2) + _step(_JUMP_GREATER, last, 1, 0)
+    return inside + _step(_RETURN, answer)
 
 
 def _case(number: int, body: list[bytes]) -> bytes:
