@@ -22,7 +22,7 @@ class ChatFormatError(ValueError):
 
 
 class Chat:
-    """A tokenizer with its chat template and the tools of one environment.
+    """A tokenizer with its chat template and the tools of one environment, or of its first message.
 
     A transcript grows as `prompt_ids(messages)`, the ids that the model sampled (its end-of-turn
     token included), `continuation_ids(tool_messages)`, sampled ids, and so on.
@@ -162,10 +162,11 @@ class Chat:
         return [*pieces, rest]
 
     def _apply(self, messages: Sequence[Message], *, generation: bool) -> str:
+        brought = [json.loads(tool) for message in messages[:1] for tool in message.tools]
         try:
             text = self.tokenizer.apply_chat_template(
                 [_as_dict(m) for m in messages],
-                tools=self.tools or None,
+                tools=brought or self.tools or None,
                 add_generation_prompt=generation,
                 tokenize=False,
             )

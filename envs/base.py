@@ -1,9 +1,10 @@
 """`ToolEnv`, the one multi-turn environment: a subclass gives tasks, tools and a grade."""
 
+import logging
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -11,15 +12,22 @@ from typing import Any, ClassVar, Literal
 import gymnasium
 from langchain_core.tools import BaseTool
 
+from envs.data import NoTasks, Rejected, read_tasks
 from envs.spaces import MessageSpace, TranscriptSpace
-from envs.tasks import read_jsonl, stable_seed
+from envs.tasks import stable_seed
 from envs.tools import MalformedCall, call_tool, tool_message, tool_schemas
 from envs.types import Message, StopReason, Task, Verdict
 from sandboxes.base import Limits, Sandbox
 from sandboxes.open import open_sandbox
 
+log = logging.getLogger(__name__)
+
 Split = Literal["train", "held_out"]
 Transcript = tuple[Message, ...]
+
+
+class NoSolution(LookupError):  # noqa: N818 - a gap in the data, not an error here
+    """A task comes without a reference solution, as in benchmarks that publish only tests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +49,8 @@ class ToolEnv(gymnasium.Env[Transcript, Message], ABC):
     answer: it is graded, and the episode ends. Reward is 0 before the end.
 
     A subclass sets `system_prompt`, `levels` and `default_level` and writes `make_tools`,
-    `grade`, `generate_task` and `read_row`. Equal (seed, task) gives equal episodes.
+    `grade`, `generate_task` and `read_row`; `solution` and `corrupted` where a task's `answer` is
+    no final message. Equal (seed, task) gives equal episodes.
     """
 
     # Gymnasium's own name; its check_env asks for the frames per second of text, too.
@@ -50,6 +59,8 @@ class ToolEnv(gymnasium.Env[Transcript, Message], ABC):
     levels: ClassVar[range]
     default_level: ClassVar[int]
     needs_sandbox: ClassVar[bool] = False  # whether tools or verifiers run code of the agent
+    needs_data: ClassVar[bool] = False  # whether tools need what the tasks' file holds beside them
+    formats: ClassVar[tuple[str, ...]] = ()  # names of the data formats that `read_row` knows
 
     def __init__(
         self,
@@ -57,6 +68,7 @@ class ToolEnv(gymnasium.Env[Transcript, Message], ABC):
         split: Split = "train",
         level: int | None = None,
         data: str | Path | None = None,
+        strict: bool = False,
         limits: EnvLimits | None = None,
         sandbox: Callable[[], Sandbox] | None = None,
         render_mode: str | None = None,
@@ -73,9 +85,10 @@ class ToolEnv(gymnasium.Env[Transcript, Message], ABC):
         self.render_mode = render_mode
         self._open_sandbox = sandbox or (lambda: open_sandbox("auto", Limits()))
         self._sandbox: Sandbox | None = None
-        self.rows: tuple[Task, ...] | None = (
-            read_jsonl(Path(data), self.read_row) if data is not None else None
-        )
+        self.rows: tuple[Task, ...] | None = None
+        self.rejected: tuple[Rejected, ...] = ()
+        if data is not None:
+            self._read(data, strict)
         self.tools: Mapping[str, BaseTool] = {tool.name: tool for tool in self.make_tools()}
         self.action_space = MessageSpace(tuple(self.tools))
         self.observation_space = TranscriptSpace()
@@ -102,6 +115,27 @@ class ToolEnv(gymnasium.Env[Transcript, Message], ABC):
     def read_row(self, row: Mapping[str, Any]) -> Task:
         """Turn one row of a data file into a task; ValueError or KeyError says why not."""
 
+    @classmethod
+    def rows_of(cls, document: Any) -> Iterable[Any]:
+        """The rows of a whole JSON document: a list's items, or the document itself."""
+        return document if isinstance(document, list) else (document,)
+
+    def solution(self, task: Task) -> Transcript:
+        """What an agent says that solves the task: calls where they are needed, then the answer.
+
+        Raises:
+            NoSolution: the data gives none.
+        """
+        return (Message("assistant", task.answer),)
+
+    def corrupted(self, task: Task, rng: random.Random) -> Transcript:
+        """What looks like a solution and must fail: by default, the solution of another task."""
+        for _ in range(100):
+            other = self.task(rng.randrange(2**31))
+            if other.answer != task.answer:
+                return self.solution(other)
+        return (Message("assistant", "I do not know."),)  # a file whose rows agree
+
     def start_episode(self, task: Task) -> None:
         """Set up what the tools of this episode need; called by `reset`."""
 
@@ -123,6 +157,18 @@ class ToolEnv(gymnasium.Env[Transcript, Message], ABC):
     def schemas(self) -> tuple[dict[str, Any], ...]:
         """JSON schemas of the tools, for the chat template."""
         return tool_schemas(self.tools)
+
+    def _read(self, data: str | Path, strict: bool) -> None:
+        """Take the rows of `data`; unless `strict`, those that are no tasks cost one warning."""
+        loaded = read_tasks(data, self, strict=strict)
+        self.rows, self.rejected = loaded.tasks, loaded.rejected
+        if not self.rows:
+            raise NoTasks(self.rejected)
+        if self.rejected:
+            total = len(self.rows) + len(self.rejected)
+            log.warning(
+                f"{len(self.rejected)} of {total} rows left out, the first: {self.rejected[0]}"
+            )
 
     # Gymnasium's contract.
 

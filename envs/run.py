@@ -154,13 +154,17 @@ def train(config: "Config", folder: "RunFolder", *, resume: bool) -> int:
 
 def listing() -> Iterator[str]:
     """What there is to choose from."""
-    from importlib import import_module, resources
+    from importlib import resources
 
+    from envs import env_class
     from mopd.settings import choices
 
-    yield "environments (--env)"
+    yield "environments (--env), or package.module:Class"
     for name in choices("env.name"):
-        yield f"  {name:12} {(import_module(f'envs.{name}').__doc__ or '').splitlines()[0]}"
+        kind = env_class(name)
+        yield f"  {name:12} {(kind.__doc__ or '').splitlines()[0]}"
+        if kind.formats:
+            yield f"  {'':12} data: {', '.join(kind.formats)}"
     yield "algorithms (--algo)"
     yield f"  {', '.join(choices('algo'))}"
     yield "configurations (--config)"

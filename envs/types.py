@@ -23,12 +23,17 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One chat message; `tool_call_id` names the call that a tool message answers."""
+    """One chat message; `tool_call_id` names the call that a tool message answers.
+
+    `tools`, on a first message, are JSON schemas: the task brings tools of its own, which the
+    chat template shows instead of the environment's.
+    """
 
     role: Role
     content: str
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    tools: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

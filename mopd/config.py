@@ -14,12 +14,12 @@ class Section(BaseModel):
 class EnvSection(Section):
     """Which environment, how hard, from which data."""
 
-    name: str = Field("code", description="environment; `--env` sets it")
+    name: str = Field("code", description="environment, or package.module:Class")
     level: int | None = Field(None, ge=1, description="difficulty of procedural tasks")
     data: str | None = Field(None, description="JSONL of training tasks instead of procedural ones")
     eval_data: str | None = Field(None, description="JSONL of held-out tasks; needed with data")
-    reveal: Literal["expected", "call", "nothing"] | None = Field(
-        None, description="code: how much of the hidden tests the feedback tells; None is all"
+    options: dict[str, bool | int | float | str | tuple[str, ...]] = Field(
+        default_factory=dict, description="its own: --set env.options.reveal=nothing for code"
     )
     max_turns: int = Field(8, ge=1)
     max_tool_calls: int = Field(16, ge=1)
@@ -30,8 +30,6 @@ class EnvSection(Section):
     def _both_files(self) -> "EnvSection":
         if (self.data is None) != (self.eval_data is None):
             raise ValueError("env.data and env.eval_data go together: set both or neither")
-        if self.reveal is not None and self.name != "code":
-            raise ValueError(f"env.reveal is about hidden tests, which {self.name} has not")
         if self.data is not None and self.level is not None:
             raise ValueError("env.level grades procedural tasks and does nothing with env.data")
         return self

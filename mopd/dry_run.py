@@ -10,9 +10,9 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 
 from mopd.config import Config
-from mopd.experiment import sandbox_of
 from mopd.settings import dump_toml
 from mopd.student import device_of, dtype_of, model_path
+from mopd.worlds import sandbox_of
 
 
 def plan(config: Config) -> Iterator[str]:

@@ -5,7 +5,7 @@ import resource
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,11 @@ from peft import PeftModel
 from transformers import AutoConfig, PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-import envs
 from agents.chat import Chat
+from agents.pocket import TAUGHT
 from agents.rollout import RolloutStats, rollout_groups
 from agents.transformers_agent import TransformersAgent
 from agents.types import TrajectoryGroup
-from envs.base import EnvLimits, Split, ToolEnv
 from envs.tasks import draw_tasks, stable_seed
 from mopd.config import Config
 from mopd.evaluate import Evaluation, evaluate, gain, held_out_tasks
@@ -39,8 +38,8 @@ from mopd.student import (
 )
 from mopd.teacher import LocalTeacher
 from mopd.trainer import MOPDTrainer, Rollouts, StepRecord, step_metrics
-from sandboxes.base import BackendOptions, Limits, Sandbox, SandboxError
-from sandboxes.open import open_sandbox
+from mopd.worlds import env_factory, task_source
+from sandboxes.base import SandboxError
 
 TINY = 50_000_000  # parameters under which a second CPU thread only costs
 
@@ -103,6 +102,11 @@ def run_experiment(
     """
     started = time.monotonic()
     quiet_libraries()
+    if config.model.name == "pocket" and config.env.name not in TAUGHT:
+        view.note(
+            f"the pocket student was taught {' and '.join(TAUGHT)} only: expect no success in "
+            f"{config.env.name}, or give --model"
+        )
     view.phase(f"loading {config.model.name}")
     tokenizer = load_tokenizer(config.model)
     student = load_student(config.model, config.lora, seed=config.seed)
@@ -205,59 +209,6 @@ def run_experiment(
     folder.write_summary(summary)
     view.summary(summary)
     view.note(f"everything is in {folder.path}")
-
-
-def task_source(config: Config, split: Split) -> ToolEnv:
-    """The environment that draws the tasks of a split, with its data file where there is one."""
-    data = config.env.data if split == "train" else config.env.eval_data
-    return _make_env(config, split, data=data)
-
-
-def env_factory(config: Config, split: Split) -> Callable[[], ToolEnv]:
-    """Makes the environments of episodes: they are given their task and read no file."""
-    return lambda: _make_env(config, split, data=None)
-
-
-def _make_env(config: Config, split: Split, *, data: str | None) -> ToolEnv:
-    section = config.env
-    limits = EnvLimits(
-        max_turns=section.max_turns,
-        max_tool_calls=section.max_tool_calls,
-        max_observation_chars=section.max_observation_chars,
-        max_episode_s=section.max_episode_s,
-    )
-    return envs.make(
-        section.name,
-        split=split,
-        level=section.level,
-        data=data,
-        limits=limits,
-        **({} if section.reveal is None else {"reveal": section.reveal}),
-        sandbox=lambda: sandbox_of(config),
-    )
-
-
-def sandbox_of(config: Config) -> Sandbox:
-    """Where code runs under these settings; many environments share its processes.
-
-    Raises:
-        SandboxError: it does not work on this machine, with what would cure it.
-    """
-    section = config.sandbox
-    return open_sandbox(
-        section.backend,
-        Limits(
-            wall_s=section.wall_s,
-            cpu_s=section.wall_s,
-            memory_bytes=section.memory_mb * 2**20,
-        ),
-        options=BackendOptions(
-            allow_unsafe=section.allow_unsafe,
-            image=section.image,
-            runtime=section.runtime,
-            max_sessions=section.max_sessions,
-        ),
-    )
 
 
 def objective_of(config: Config, chat: Chat, student: PeftModel) -> Objective:

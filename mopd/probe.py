@@ -73,9 +73,10 @@ def measure(config: "Config", adapter: Path | None, *, alone: bool = False) -> d
     from mopd import analysis
     from mopd.config import TeacherSection
     from mopd.evaluate import evaluate, held_out_tasks
-    from mopd.experiment import TINY, env_factory, quiet_libraries, task_source
+    from mopd.experiment import TINY, quiet_libraries
     from mopd.student import device_of, load_student, load_tokenizer
     from mopd.teacher import LocalTeacher
+    from mopd.worlds import env_factory, task_source
 
     quiet_libraries()
     model = load_student(config.model, config.lora, seed=config.seed)

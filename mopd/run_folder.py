@@ -24,7 +24,8 @@ class FolderError(ValueError):
 def default_path(config: Config, now: datetime) -> Path:
     """Where a run goes that was given no `--out`."""
     stamp = now.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{config.env.name}-{config.algo}-seed{config.seed}-{stamp}"
+    env = config.env.name.rpartition(":")[2]  # of package.module:Class
+    return Path("runs") / f"{env}-{config.algo}-seed{config.seed}-{stamp}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +197,8 @@ def trajectory_from_record(record: Record) -> Trajectory:
 
 def _message(record: Record) -> Message:
     calls = tuple(ToolCall(**call) for call in record["tool_calls"])
-    return Message(record["role"], record["content"], calls, record["tool_call_id"])
+    tools = tuple(record.get("tools", ()))
+    return Message(record["role"], record["content"], calls, record["tool_call_id"], tools)
 
 
 def _json_line(record: Record) -> str:

@@ -65,7 +65,7 @@ def dump_toml(config: Config) -> str:
 
 def choices(key: str) -> tuple[str, ...]:
     """The names that a setting can take, empty where it is free."""
-    return envs.NAMES if key == "env.name" else _literals(_SETTINGS[key].annotation)
+    return envs.names() if key == "env.name" else _literals(_SETTINGS[key].annotation)
 
 
 def _settings(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -84,6 +84,7 @@ def _literals(annotation: Any) -> tuple[str, ...]:
 
 
 _SETTINGS = dict(_settings(Config))
+_FREE = "env.options."  # what comes behind it are options of the environment, which checks them
 
 
 # Reading: every source becomes one flat mapping, {"optim.lr": 1e-5}, so that later ones win.
@@ -132,15 +133,19 @@ def _config(values: Mapping[str, Any]) -> Config:
         node = tree
         for section in sections:
             node = node.setdefault(section, {})
-        is_none = value in ("none", "null") and type(None) in get_args(_SETTINGS[key].annotation)
+        allowed = () if key.startswith(_FREE) else get_args(_SETTINGS[key].annotation)
+        is_none = value in ("none", "null") and type(None) in allowed
         node[name] = None if is_none else value
     try:
         # By way of JSON, because strict Python input takes neither tables nor lists for tuples.
         config = Config.model_validate_json(json.dumps(tree, default=str), strict=True)
     except ValidationError as error:
         raise SettingsError(_one_line(error)) from None
-    if config.env.name not in envs.NAMES:
-        raise SettingsError(_refusal("env.name", config.env.name, " or ".join(envs.NAMES)))
+    if config.env.name not in envs.NAMES:  # whose classes need not be loaded to know
+        try:
+            envs.env_class(config.env.name)
+        except envs.EnvNameError as error:
+            raise SettingsError(str(error)) from error
     return config
 
 
@@ -153,9 +158,11 @@ def _table(values: Mapping[str, Any], path: str) -> Iterator[str]:
     sections = {name: value for name, value in values.items() if isinstance(value, dict)}
     for name, value in values.items():
         key = f"{path}.{name}" if path else name
-        if name not in sections and not (value is None and _SETTINGS[key].default is None):
+        if name not in sections and (value is not None or _SETTINGS[key].default is not None):
             yield f"{name} = {_literal(value)}"
     for name, value in sections.items():
+        if not value:
+            continue
         yield from _table(value, f"{path}.{name}" if path else name)
 
 
@@ -175,7 +182,8 @@ def _literal(value: Any) -> str:
 
 
 def _refuse_unknown(values: Mapping[str, Any], where: str = "") -> None:
-    unknown = next((key for key in values if key not in _SETTINGS), None)
+    known = {*_SETTINGS, *(key for key in values if key.startswith(_FREE))}
+    unknown = next((key for key in values if key not in known), None)
     if unknown is None:
         return
     first = unknown.partition(".")[0]

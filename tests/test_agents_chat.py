@@ -308,3 +308,14 @@ def test_arguments_survive_the_round_trip(arguments: dict[str, object]) -> None:
         return
     (call,) = parse_message(call_text(written)).tool_calls
     assert json.loads(call.arguments) == json.loads(json.dumps(arguments))
+
+
+def test_a_first_message_that_brings_tools_shows_them_instead_of_the_environments() -> None:
+    chat = Chat(make_tokenizer(), (SCHEMA,))
+    flying = {"type": "function", "function": SCHEMA["function"] | {"name": "fly"}}
+    brought = Message("system", "Be brief.", tools=(json.dumps(flying),))
+    own, user = Message("system", "Be brief."), Message("user", "Go.")
+    with_brought = chat.tokenizer.decode(chat.prompt_ids((brought, user)))
+    with_own = chat.tokenizer.decode(chat.prompt_ids((own, user)))
+    assert ('"fly"' in with_brought, '"look"' in with_brought) == (True, False)
+    assert ('"fly"' in with_own, '"look"' in with_own) == (False, True)

@@ -2,6 +2,7 @@
 
 import json
 import operator
+import random
 import subprocess
 import sys
 import threading
@@ -18,12 +19,14 @@ from hypothesis import strategies as st
 import envs
 from envs.base import ToolEnv
 from envs.calculator.arithmetic import ArithmeticProblem, calculate, evaluate
+from envs.calculator.solutions import another_answer
+from envs.data import DataError
 from envs.grading import math_worker
 from envs.grading.math_worker import MathWorker
 from envs.grading.number import boxed, equal_numbers, grade_number, plain_number
-from envs.tasks import DataError
 from envs.tools import WorldError
 from envs.types import Message
+from envs.validate import examine
 
 
 def open_env(**options: Any) -> ToolEnv:
@@ -245,6 +248,35 @@ def test_plain_numbers(text: str, value: Fraction | None) -> None:
         ("\\boxed{x = 42}", "42", True),
         ("\\boxed{2^3 + 34}", "42", True),
         ("\\boxed{5!}", "120", True),
+        ("\\boxed{12 dollars}", "12", True),
+        ("\\boxed{3.5 hours a day}", "3.5", True),
+        ("\\boxed{12 \\text{ m/s}}", "12", True),
+        ("\\boxed{\\text{12 meters}}", "12", True),
+        ("\\boxed{60^\\circ}", "60", True),
+        ("\\boxed{12 million}", "12", False),
+        ("\\boxed{12 x}", "12", False),
+        ("\\boxed{12 minus one}", "12", False),
+        ("\\boxed{5 1/2}", "5.5", True),
+        ("\\boxed{-5 1/2}", "-5.5", True),
+        ("\\boxed{5\\frac{1}{2}}", "5.5", True),
+        ("\\boxed{41, 42}", "42", False),
+        ("\\boxed{41 \\text{ or } 42}", "42", False),
+        ("\\boxed{2, 1}", "1, 2", True),
+        ("\\boxed{(2, 1)}", "(1, 2)", False),
+        ("\\boxed{\\left(3, \\frac\\pi2\\right)}", "(3,\\frac{\\pi}{2})", True),
+        ("\\boxed{\\sqrt{200}}", "10\\sqrt{2}", True),
+        ("\\boxed{\\text{Evelyn}}", "\\text{Evelyn}", True),
+        ("\\boxed{Evelyn}", "\\text{Evelyn}", True),
+        ("\\boxed{6:00 PM}", "\\text{6:00 PM}", True),
+        ("\\boxed{(C)}", "\\text{C}", True),
+        ("\\boxed{x \\in [-2,7]}", "[-2,7]", True),
+        ("\\boxed{[-2,7)}", "[-2,7]", False),
+        ("\\boxed{\\varnothing}", "\\emptyset", True),
+        ("So it is $\\frac{3\\pi}{2}$, or $x$.", "x", True),
+        ("So it is \\(\\pi + 1\\).", "1+\\pi", True),
+        ("So it is \\[\\frac{\\pi}{2}\\]", "\\frac{1}{2}\\pi", True),
+        ("So it is $(1, 2)$, the $x$ and $y$ being \\((2, 1)\\).", "(2,1)", True),
+        ("So it is 7.", "\\pi", False),
         ("\\boxed{}", "42", False),
         ("\\boxed{" + "9" * 5000 + "}", "42", False),
         ("\\boxed{" + "(" * 150 + "}", "42", False),
@@ -343,10 +375,20 @@ def test_gsm8k_gold_answers_are_right_and_their_successors_wrong(shared_data: Pa
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
-        (['{"question": "a", "answer": "#### 1"}', "{"], r"rows\.jsonl:2: .*"),
+        (["{"], r"rows\.jsonl:1: broken JSON"),
         (["", '["a"]'], r"rows\.jsonl:2: expected a JSON object, got list"),
         (['{"question": "a"}'], r"rows\.jsonl:1: field 'answer' is missing"),
-        (['{"question": "a", "answer": 3}'], r"rows\.jsonl:1: expected texts"),
+        (
+            ['{"question": "a", "answer": 3}'],
+            r"rows\.jsonl:1: expected a text in 'answer', got int",
+        ),
+        (['{"question": "a", "answer": "#### b"}'], r"expected a number behind '####'.* got 'b'"),
+        (['{"problem": "a"}'], r"field 'solution' is missing; there are 'problem'"),
+        (['{"problem": "a", "solution": "3"}'], r"expected an 'answer', or a 'solution' with"),
+        (['{"problem": "a", "answer": [3]}'], r"expected a text in 'answer', got list"),
+        (['{"problem": "a", "answer": true}'], r"expected a text in 'answer', got bool"),
+        (['{"problem": "a", "answer": 3, "id": []}'], r"a text or a number in 'id', got \[\]"),
+        (['{"question": "a", "final_answer": null}'], r"expected a text in 'final_answer', got"),
         (['{"question": "a", "answer": "3"}'], r"rows\.jsonl:1: .*#### number"),
         ([], r"rows\.jsonl: no tasks"),
     ],
@@ -358,6 +400,97 @@ def test_a_broken_row_is_named_by_file_and_line(
     file.write_text("\n".join(lines))
     with pytest.raises(DataError, match=reason):
         open_env(data=file)
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "answer", "identity"),
+    [
+        ({"question": "Q?", "answer": "So <<6*7=42>>\n#### 4,200"}, "Q?", "4200", None),
+        (  # MATH
+            {"problem": "P?", "level": "Level 5", "type": "Algebra", "solution": "$\\boxed{x^2}$."},
+            "P?",
+            "x^2",
+            None,
+        ),
+        (  # MATH-500
+            {
+                "problem": "P?",
+                "solution": "$\\boxed{1}$",
+                "answer": "\\frac12",
+                "unique_id": "test/1",
+            },
+            "P?",
+            "\\frac12",
+            "test/1",
+        ),
+        (
+            {"id": 60, "problem": "P?", "solution": "", "answer": "204", "url": ""},
+            "P?",
+            "204",
+            "60",
+        ),
+        ({"ID": "2024-I-1", "Problem": "P?", "Solution": "", "Answer": 33}, "P?", "33", "2024-I-1"),
+        (  # HMMT of MathArena
+            {"problem_idx": 3, "problem": "P?", "answer": "$\\frac{1}{576}$", "problem_type": []},
+            "P?",
+            "\\frac{1}{576}",
+            "3",
+        ),
+        (  # DeepMath
+            {
+                "question": "Q?",
+                "final_answer": "\\infty",
+                "difficulty": 6.0,
+                "r1_solution_1": "...",
+            },
+            "Q?",
+            "\\infty",
+            None,
+        ),
+        ({"question": "Q?", "final_answer": "\\boxed{Yes}"}, "Q?", "Yes", None),
+    ],
+)
+def test_each_published_format_is_read(
+    row: dict[str, Any], prompt: str, answer: str, identity: str | None
+) -> None:
+    env = open_env()
+    task = env.read_row(row)
+    assert (task.prompt, task.answer) == (prompt, answer)
+    assert task.id == identity or (identity is None and task.id.startswith("calculator/"))
+    assert examine(env, env, task).reasons == ()
+
+
+ANSWERS = (
+    *(
+        "42",
+        "-3/4",
+        "0.5",
+        "\\frac{\\pi}{2}",
+        "10\\sqrt{2}",
+        "(3,\\frac{\\pi}{2})",
+        "1,-2",
+        "x^2+1",
+    ),
+    *(
+        "[-2,7]",
+        "(-\\infty,2)\\cup(3,\\infty)",
+        "\\text{Evelyn}",
+        "\\text{(C)}",
+        "C",
+        "\\pi",
+        "-\\infty",
+    ),
+    *("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "6 - 5i", "y = 2x+3", "145_8", "\\emptyset", "50\\%"),
+    *("90^\\circ", "5.4 \\text{ cents}", "\\text{6:00 PM}", "Yes", "No", "2^{10}", "a+b"),
+)
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_a_corrupted_answer_of_any_kind_is_wrong(answer: str) -> None:
+    assert equal_numbers(answer, answer)
+    for seed in range(8):
+        other = another_answer(answer, random.Random(seed))
+        assert not equal_numbers(other, answer), other
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

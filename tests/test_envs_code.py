@@ -3,7 +3,6 @@
 import json
 import random
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import pytest
 import envs
 from envs.base import ToolEnv
 from envs.code import problems
+from envs.data import DataError
 from envs.grading.feedback import REVEALS
-from envs.tasks import DataError
 from envs.types import Message, Task, ToolCall
 from sandboxes.base import Limits
 from sandboxes.open import open_sandbox
@@ -183,22 +182,3 @@ def test_reference_programs_pass_and_programs_without_their_first_step_fail(leve
         verdict = answer(made, "\n".join([lines[0], "    xs = xs[:1]", *lines[1:]]))
         assert not verdict.success
     made.close()
-
-
-def test_every_canonical_humaneval_solution_succeeds_in_the_environment(
-    shared_data: Path,
-) -> None:
-    made = envs.make("code", data=shared_data / "humaneval" / "dev.jsonl")
-    assert made.rows is not None
-
-    def judged(task: Task) -> tuple[bool, bool]:
-        own = envs.make("code", sandbox=open_sandbox)
-        verdicts = []
-        for program in (task.answer, f"def {task.payload['entry_point']}(*args):\n    return None"):
-            own.reset(options={"task": task})
-            verdicts.append(answer(own, program).success)
-        own.close()
-        return verdicts[0], verdicts[1]
-
-    with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(judged, made.rows)) == [(True, False)] * 82

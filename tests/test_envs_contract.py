@@ -1,7 +1,9 @@
 """What every environment promises, whatever it is about."""
 
+import contextlib
 import json
 import logging
+import random
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,15 +18,19 @@ from langchain_core.tools import BaseTool, tool
 
 import envs
 from envs.base import EnvLimits, ToolEnv
+from envs.text_actions import TextActions
 from envs.tools import MalformedCall, WorldError, call_tool, clip
 from envs.types import Message, StopReason, Task, ToolCall
+from envs.validate import examine, validate
 from sandboxes.base import SandboxError
 
-EACH = pytest.mark.parametrize("name", envs.NAMES)
+EACH = pytest.mark.parametrize("name", envs.names())
 CONTROL = ("<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>", "\\boxed{", "```python\n")
 
 
 def open_env(name: str, **options: Any) -> ToolEnv:
+    if name not in envs.NAMES:  # of another package, which Gymnasium does not know
+        return envs.make(name, **options)
     return gymnasium.make(f"mopd/{name}-v0", **options).unwrapped  # type: ignore[return-value]
 
 
@@ -101,6 +107,90 @@ def test_every_level_generates_and_the_splits_are_disjoint(name: str) -> None:
         assert all(t.prompt and t.answer for t in (*seen, *unseen))
         named = {(t.id, t.prompt) for t in (*seen, *unseen)}
         assert len(named) == len({identity for identity, _ in named}), "two tasks share an id"
+
+
+@EACH
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_solutions_succeed_and_corrupted_ones_fail_at_every_level(name: str, split: str) -> None:
+    for level in open_env(name).levels:
+        env = open_env(name, level=level, split=split)
+        for seed in range(3):
+            finding = examine(env, env, env.task(seed))
+            assert finding.reasons == (), finding
+            assert finding.gold == finding.corrupted == {"native": True, "text": True}
+        env.close()
+
+
+@EACH
+def test_solutions_use_the_tools(name: str) -> None:
+    env = open_env(name)
+    messages = env.solution(env.task(0))
+    assert messages[0].tool_calls
+    assert not messages[-1].tool_calls
+    env.close()
+
+
+@EACH
+def test_the_highest_level_takes_several_turns_or_steps(name: str) -> None:
+    env = open_env(name, level=max(open_env(name).levels))
+    assert all(1 < len(env.solution(env.task(seed))) <= 8 for seed in range(20))
+    env.close()
+
+
+@EACH
+def test_a_corrupted_solution_depends_on_the_task_and_the_generator_alone(name: str) -> None:
+    env, other = open_env(name), open_env(name)
+    for seed in range(5):
+        task = env.task(seed)
+        drawn = [each.corrupted(task, random.Random(seed)) for each in (env, other)]
+        assert drawn[0] == drawn[1] != env.solution(task)
+    env.close()
+    other.close()
+
+
+@EACH
+def test_validation_from_the_name_alone(name: str) -> None:
+    report = validate(name, tasks=8)
+    assert report["passed"], report
+    assert (report["tasks"], report["gold_passed"], report["corrupted_failed"]) == (8, 8, 8)
+
+
+@EACH
+def test_the_data_formats_have_names(name: str) -> None:
+    formats = open_env(name).formats
+    assert formats
+    assert all(isinstance(each, str) and each for each in formats)
+    assert len(set(formats)) == len(formats)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+FIELDS = (
+    *("id", "task_id", "prompt", "question", "answer", "problem", "solution", "final_answer"),
+    *("test", "entry_point", "cases", "stdin_cases", "test_list", "code", "plus_input"),
+    *("private_test_cases", "public_test_cases", "official_tests", "private_tests", "metadata"),
+    *("choices", "options", "context", "supporting_facts", "golden_answers", "answers", "kind"),
+    *("system", "paragraphs", "data", "qas", "documentation", "name", "golden_answer"),
+)
+
+
+@EACH
+@settings(max_examples=150, deadline=None)
+@given(row=st.dictionaries(st.sampled_from(FIELDS), values, max_size=8))
+def test_any_row_is_a_task_or_a_typed_error(name: str, row: dict[str, Any]) -> None:
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        assert isinstance(open_env(name).read_row(row), Task)
+
+
+@EACH
+@settings(max_examples=100, deadline=None)
+@given(document=values | st.dictionaries(st.sampled_from(FIELDS), values, max_size=4))
+def test_any_document_has_rows_or_is_a_typed_error(name: str, document: Any) -> None:
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        list(type(open_env(name)).rows_of(document))
 
 
 @EACH
@@ -252,7 +342,7 @@ def test_the_docstring_has_the_four_headings(name: str) -> None:
 texts = st.one_of(
     st.text(max_size=60),
     st.lists(st.sampled_from(CONTROL) | st.text(max_size=8), max_size=6).map("".join),
-    st.sampled_from(("x" * 100_000, "\ud800", "(" * 5000, "\x00", "9" * 5000, "\\boxed{" * 5000)),
+    st.sampled_from(("x" * 10**6, "\ud800", "(" * 5000, "\x00", "9" * 5000, "\\boxed{" * 5000)),
 )
 arguments = st.one_of(
     texts,
@@ -283,6 +373,22 @@ def test_no_message_raises(env: ToolEnv, data: st.DataObject) -> None:
     for answer in observation:
         assert len(answer.content) <= env.limits.max_observation_chars
         answer.content.encode("utf-8")  # half a surrogate pair would break tokenizers and files
+
+
+@EACH
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(text=texts | st.builds("Action: {}\nAction Input: {}\n{}".format, texts, arguments, texts))
+def test_no_text_of_an_agent_without_tool_calls_raises(env: ToolEnv, text: str) -> None:
+    player = TextActions(env)
+    player.reset(seed=0)
+    observation, reward, _, _, _ = player.step(said(content=text))
+    assert all(message.role == "user" for message in observation)
+    assert reward in (0.0, 1.0)
+    assert env.stop_reason is not None or observation
 
 
 @tool

@@ -79,7 +79,8 @@ def test_flags_are_settings_and_assignments_win():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--env coed", "env.name is 'coed'; expected calculator or code; did you mean 'code'?"),
+        ("--env coed", "there is no environment 'coed'; expected calculator, code"),
+        ("--dry-run --set env.options.revel=no", "CodeEnv has no option 'revel'; did you mean"),
         ("--algo mpod", "algo is 'mpod'; expected 'mopd' or 'grpo'; did you mean 'mopd'?"),
         ("--stpes 3", "unknown argument '--stpes'; did you mean --steps?"),
         ("--steps few", "argument --steps: got 'few'; expected a whole number"),

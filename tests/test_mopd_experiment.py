@@ -240,7 +240,7 @@ def test_grpo_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--env calculater", "env.name is 'calculater'; expected calculator or code; did you mean"),
+        ("--env calculater", "there is no environment 'calculater'; expected calculator, code"),
         ("--env calculator --set env.level=77", "env.level=77: CalculatorEnv has levels "),
         (
             "--env calculator --set env.data=no.jsonl --set env.eval_data=no.jsonl",

@@ -205,7 +205,7 @@ def test_the_command_reports_all_conditions(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--env calculater", "env.name is 'calculater'; expected "),
+        ("--env calculater", "there is no environment 'calculater'; expected "),
         ("--env calculator --level 99", "env.level=99: "),
         ("--env calculator --adapter nowhere", "--adapter got nowhere, which holds no adapter_con"),
     ],

@@ -97,7 +97,6 @@ def test_a_value_cannot_smuggle_in_another_setting():
         ("name=x", "unknown setting 'name'; did you mean 'env.name' or 'model.name'?"),
         ("steps.x=1", "unknown setting 'steps.x'; did you mean 'steps'?"),
         ("algo=mpod", "algo is 'mpod'; expected 'mopd' or 'grpo'; did you mean 'mopd'?"),
-        ("env.name=coed", "env.name is 'coed'; expected calculator or code; did you mean 'code'?"),
         ("steps=true", "steps is True; expected a valid integer"),
         ("optim.lr=fast", "optim.lr is 'fast'; expected a valid number"),
         ("rollout.group_size=0", "rollout.group_size is 0; expected greater than or equal to 1"),
@@ -110,6 +109,20 @@ def test_a_value_cannot_smuggle_in_another_setting():
 )
 def test_a_refused_setting_is_told_in_one_line_with_the_cure(text, message):
     assert refusal(text) == message
+
+
+def test_a_name_near_an_environments_is_suggested():
+    told = refusal("env.name=coed")
+    assert told.startswith("there is no environment 'coed'; expected calculator, code, search")
+    assert told.endswith("; did you mean 'code'?")
+
+
+def test_options_of_an_environment_go_through_a_file_and_back(tmp_path):
+    config = load("env.options.reveal=nothing", "env.options.k=3", 'env.options.tools=["a", "b"]')
+    assert config.env.options == {"reveal": "nothing", "k": 3, "tools": ("a", "b")}
+    path = tmp_path / "config.toml"
+    path.write_text(dump_toml(config), encoding="utf-8")
+    assert load_resolved(path) == config
 
 
 def test_without_a_near_name_the_names_that_there_are_are_listed():

@@ -3,3 +3,4 @@
 from pathlib import Path
 
 PATH = Path(__file__).parent
+TAUGHT = ("calculator", "code")  # the environments whose formats the recipe shows it

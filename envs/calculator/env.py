@@ -6,8 +6,8 @@ from typing import Any
 
 from langchain_core.tools import BaseTool, ToolException, tool
 
-from envs.base import ToolEnv
-from envs.calculator import arithmetic, problems
+from envs.base import ToolEnv, Transcript
+from envs.calculator import arithmetic, formats, problems, solutions
 from envs.grading.number import grade_number
 from envs.types import Message, Task, Verdict
 
@@ -22,16 +22,16 @@ def calculate(expression: str) -> str:
 
 
 class CalculatorEnv(ToolEnv):
-    """Arithmetic problems, procedural or GSM8K-format files.
+    """Arithmetic problems, procedural or from files.
 
     Task:
-        Stories and expressions of `level` (1 to 4) steps, or rows with `question` and `answer`
-        whose last line is `#### number`.
+        Stories and expressions of `level` (1 to 4) steps, or rows of GSM8K, MATH, AIME, HMMT or
+        DeepMath (`formats.read_row` has their fields).
     Tools:
         `calculate(expression)`: exact, bounded arithmetic.
     Reward:
-        1 where the last `\\boxed{}` of the answer (or its last number) equals the known answer
-        by math-verify, else 0.
+        1 where the last `\\boxed{}` of the answer (without one: its last number, or its last
+        formula where a formula is expected) equals the known answer by math-verify, else 0.
     Episode end:
         The first message without a tool call, or a limit.
     """
@@ -39,6 +39,7 @@ class CalculatorEnv(ToolEnv):
     system_prompt = "Solve the problem. Use calculate. Give the final answer in \\boxed{}."
     levels = problems.LEVELS
     default_level = 2
+    formats = formats.FORMATS
 
     def make_tools(self) -> Sequence[BaseTool]:
         """`calculate` keeps no state."""
@@ -53,12 +54,13 @@ class CalculatorEnv(ToolEnv):
         return problems.generate(rng, self.level, self.split == "held_out")
 
     def read_row(self, row: Mapping[str, Any]) -> Task:
-        """GSM8K's format: the number behind `####` is the answer."""
-        question, rationale = row["question"], row["answer"]
-        if not isinstance(question, str) or not isinstance(rationale, str):
-            raise ValueError("expected texts in 'question' and 'answer'")
-        _, mark, number = rationale.rpartition("####")
-        if not mark:
-            raise ValueError("expected an answer that ends with '#### number'")
-        identity = str(row.get("id", problems.identity("gsm8k", question)))
-        return Task(identity, question, number.strip().replace(",", ""))
+        """A row of one of the `formats`."""
+        return formats.read_row(row)
+
+    def solution(self, task: Task) -> Transcript:
+        """The steps with `calculate`, then the answer."""
+        return solutions.solution(task)
+
+    def corrupted(self, task: Task, rng: random.Random) -> Transcript:
+        """The same steps, then another answer."""
+        return solutions.corrupted(task, rng)

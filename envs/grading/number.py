@@ -10,20 +10,28 @@ MAX_ANSWER_CHARS = 200
 _NUMBER = re.compile(r"(?:(?<![\w)])[-+])?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?")
 _BRACE = re.compile(r"\\boxed\{|[{}]")
 _PLAIN = re.compile(r"[-+]?(\d{1,100}(\.\d{1,100})?|\.\d{1,100})(/0{0,50}[1-9]\d{0,99})?")
+_FORMULA = re.compile(r"\$([^$]{1,500})\$|\\\((.{1,500}?)\\\)|\\\[(.{1,500}?)\\\]", re.DOTALL)
+_MIXED = re.compile(r"(-?)(\d{1,50}) (\d{1,50})/(0{0,9}[1-9]\d{0,40})")
+_MEASURED = re.compile(r"([-+]?[\d,]{1,50}(?:\.\d{1,50})?) ?([A-Za-z]{3,}(?: [A-Za-z]+){0,5})\.?")
+# Words behind a number that are no unit: they change what it says.
+_CHANGING = {
+    *("hundred", "thousand", "million", "billion", "trillion", "dozen", "percent", "half"),
+    *("squared", "cubed", "plus", "minus", "times", "over", "and", "not", "than", "mod"),
+    *("log", "sin", "cos"),
+}
 _math_verify = MathWorker()
 
 
 def grade_number(text: str, expected: str) -> Verdict:
-    """Judge the last `\\boxed{}` of `text`, or without one its last number.
+    """Judge the last `\\boxed{}` of `text`, or without one its last number or formula.
 
     Plain numbers are compared exactly; anything else that is boxed goes to math-verify.
     """
     answer = boxed(text)
     if answer is None:
-        numbers = _NUMBER.findall(text)
-        if not numbers:
-            return Verdict(0.0, False, "There is no \\boxed{} answer and no number in the reply.")
-        answer = numbers[-1]
+        answer = _unboxed(text, expected)
+    if answer is None:
+        return Verdict(0.0, False, "There is no \\boxed{} answer and no number in the reply.")
     if equal_numbers(answer, expected):
         return Verdict(1.0, True, f"The answer {answer[:60]} is correct.")
     return Verdict(0.0, False, f"The answer {answer[:60]} is not correct.")
@@ -42,12 +50,22 @@ def boxed(text: str) -> str | None:
 
 
 def equal_numbers(answer: str, expected: str) -> bool:
-    """Whether two written numbers have the same value."""
-    if not answer or len(answer) > MAX_ANSWER_CHARS:
+    """Whether two written answers have the same value; a unit behind a number does not count."""
+    if not answer or len(answer) > max(MAX_ANSWER_CHARS, 2 * len(expected)):
         return False
     left, right = plain_number(answer), plain_number(expected)
     if left is not None and right is not None:
         return left == right
+    answer, expected = _tidy(answer), _tidy(expected)
+    if answer == expected:
+        return True
+    if right is not None:
+        mixed, measured = _MIXED.fullmatch(answer), _MEASURED.fullmatch(answer)
+        if mixed:
+            value = Fraction(mixed[2]) + Fraction(int(mixed[3]), int(mixed[4]))
+            return right == (-value if mixed[1] else value)
+        if measured and not _CHANGING.intersection(measured[2].lower().split()):
+            return plain_number(measured[1]) == right
     return _math_verify.equal(expected, answer)
 
 
@@ -60,3 +78,22 @@ def plain_number(text: str) -> Fraction | None:
         return None
     top, _, bottom = cleaned.partition("/")
     return Fraction(top) / Fraction(bottom or 1)
+
+
+def _unboxed(text: str, expected: str) -> str | None:
+    """What an answer without a box most likely means: its last number, or its last formula."""
+    if plain_number(expected) is None:
+        *_, last = (None, *_FORMULA.finditer(text))
+        if last is not None:
+            return str(last[last.lastindex or 0]).strip()
+    numbers = _NUMBER.findall(text)
+    return numbers[-1] if numbers else None
+
+
+def _tidy(text: str) -> str:
+    """The same answer in one of its many spellings."""
+    text = re.sub(r"\\(left|right)(?![a-zA-Z])", "", text.replace("\\varnothing", "\\emptyset"))
+    text = re.sub(r"\\[dt]frac(?![a-zA-Z])", r"\\frac", text)
+    text = re.sub(r"\\frac(\\[a-zA-Z]+|\d)\s*(\d)", r"\\frac{\1}{\2}", text)
+    whole = re.fullmatch(r"\s*\\(?:text|mathrm|textbf)\s*\{([^{}]*)\}\s*", text)
+    return " ".join((whole[1] if whole else text).split())
