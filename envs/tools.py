@@ -9,6 +9,7 @@ from langchain_core.tools import BaseTool, ToolException
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ValidationError
 
+from envs.any_tool import invoke
 from envs.types import Message, ToolCall
 from sandboxes.base import SandboxError
 
@@ -40,7 +41,7 @@ def call_tool(tools: Mapping[str, BaseTool], call: ToolCall, max_chars: int) -> 
     """
     arguments = _arguments(tools, call)
     try:
-        result = tools[call.name].invoke(arguments)
+        return clip(invoke(tools[call.name], arguments), max_chars)
     except WORLD_ERRORS:
         raise
     except ValidationError as error:
@@ -52,7 +53,6 @@ def call_tool(tools: Mapping[str, BaseTool], call: ToolCall, max_chars: int) -> 
         # can often repair the call, so it is told; the log keeps the trace for the developer.
         log.warning("tool %s raised", call.name, exc_info=True)
         return clip(f"Error: {call.name} raised {type(error).__name__}: {error}", max_chars)
-    return clip(result if isinstance(result, str) else json.dumps(result, default=str), max_chars)
 
 
 def clip(text: str, max_chars: int) -> str:
