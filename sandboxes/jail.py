@@ -71,7 +71,13 @@ class JailBackend:
                 complaint = link.complaint()
                 link.end()
                 raise Unavailable(_cure(complaint)) from None
-        return link, {"namespaces": True, "drop_uid": uid}
+        packages = _package_folders(policy)
+        return link, {"namespaces": True, "drop_uid": uid, "packages": packages}
+
+
+def _package_folders(policy: Policy) -> tuple[str, ...]:
+    """Where the jail has the folders of packages."""
+    return tuple(f"/packages/{number}" for number in range(len(policy.packages)))
 
 
 def _arguments(policy: Policy, is_root: bool, info: int) -> Iterator[str]:
@@ -89,11 +95,18 @@ def _arguments(policy: Policy, is_root: bool, info: int) -> Iterator[str]:
             yield from ("--symlink", f"usr/{name}", f"/{name}")
         elif Path("/", name).is_dir():
             yield from ("--ro-bind", f"/{name}", f"/{name}")
-    for folder in visible_folders(policy):  # at its own path, or it would load another libpython
+    # Python lies at its own path, or it would load another libpython; packages may lie anywhere.
+    folders = visible_folders(Policy())
+    if hidden := [folder for folder in folders if folder.is_relative_to("/tmp")]:
+        raise Unavailable(f"Python lies in {hidden[0]}, but sessions have a /tmp of their own")
+    for folder in folders:
         for parent in reversed(folder.parents[:-1]):
             if not parent.is_relative_to("/usr"):
                 yield from ("--perms", "0755", "--dir", str(parent))
         yield from ("--ro-bind", str(folder), str(folder))
+    yield from ("--perms", "0755", "--dir", "/packages")
+    for source, target in zip(policy.packages, _package_folders(policy), strict=True):
+        yield from ("--ro-bind", str(Path(source).resolve()), target)
     yield from ("--proc", "/proc", "--perms", "0755", "--dir", "/dev")
     for device in _DEVICES:
         yield from ("--dev-bind", f"/dev/{device}", f"/dev/{device}")
@@ -105,11 +118,6 @@ def visible_folders(policy: Policy) -> tuple[Path, ...]:
     """What Python needs beside /usr, and what the policy adds."""
     folders = [Path(sys.base_prefix), Path(PYTHON).parent, *map(Path, policy.packages)]
     kept: list[Path] = []
-    hidden = [folder for folder in map(Path.resolve, folders) if folder.is_relative_to("/tmp")]
-    if hidden:
-        raise Unavailable(
-            f"{hidden[0]} lies below /tmp, which sessions have for themselves: move it"
-        )
     for folder in sorted({folder.resolve() for folder in folders}):
         if not any(folder.is_relative_to(other) for other in (Path("/usr"), *kept)):
             kept.append(folder)
