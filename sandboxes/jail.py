@@ -105,6 +105,7 @@ def _arguments(policy: Policy, is_root: bool, info: int) -> Iterator[str]:
                 yield from ("--perms", "0755", "--dir", str(parent))
         yield from ("--ro-bind", str(folder), str(folder))
     yield from ("--perms", "0755", "--dir", "/packages")
+    yield from ("--perms", "0555", "--dir", confine.EMPTY_FOLDER)
     for source, target in zip(policy.packages, _package_folders(policy), strict=True):
         yield from ("--ro-bind", str(Path(source).resolve()), target)
     yield from ("--proc", "/proc", "--perms", "0755", "--dir", "/dev")

@@ -23,7 +23,7 @@ NEW_NAMESPACES = {
     "uts": 0x04000000,
     "network": 0x40000000,
 }
-NOSUID, NODEV, NOEXEC, READ_ONLY = 2, 4, 8, 1  # of mount(2)
+NOSUID, NODEV, _BIND = 2, 4, 4096  # of mount(2)
 
 _SET_PDEATHSIG, _SET_DUMPABLE, _SET_SECCOMP, _CAPBSET_DROP = 1, 4, 22, 24
 _SET_NO_NEW_PRIVS, _CAP_AMBIENT, _CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
@@ -61,6 +61,12 @@ def mount(kind: str, target: str, flags: int, options: str = "") -> None:
     text = kind.encode()
     result = _libc.mount(text, target.encode(), text, ctypes.c_ulong(flags), options.encode())
     _check(result, f"mount {kind} on {target}")
+
+
+def bind(source: str, target: str) -> None:
+    """Show one folder in the place of another."""
+    flags = ctypes.c_ulong(_BIND)
+    _check(_libc.mount(source.encode(), target.encode(), None, flags, None), f"bind {target}")
 
 
 def drop_bounding_set() -> None:
