@@ -1,12 +1,12 @@
 """Success on held-out tasks: mean@k, unbiased pass@k, intervals clustered by task."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from agents.base import Agent
 from agents.rollout import rollout_groups
-from agents.types import TrajectoryGroup
+from agents.types import Trajectory, TrajectoryGroup
 from envs.base import ToolEnv
 from envs.tasks import stable_seed
 from envs.types import Task
@@ -96,6 +96,39 @@ def evaluate(
         / len(played),
     )
     return evaluation, groups
+
+
+def play_places(
+    agent: Agent,
+    make_env: Callable[[], ToolEnv],
+    places: Sequence[tuple[Task, int]],
+    config: Config,
+    *,
+    again: bool = False,
+) -> Iterator[tuple[Trajectory, ...]]:
+    """Play the rollouts of (task, index), `rollout.max_concurrent` at a time.
+
+    What comes of one depends on its own batch only, so that an evaluation goes on after any batch
+    as if it had not been stopped. `again`: with other seeds than the first time.
+    """
+    size = config.rollout.max_concurrent
+    for start in range(0, len(places), size):
+        batch = places[start : start + size]
+        first, index = batch[0]
+        groups = rollout_groups(
+            agent,
+            make_env,
+            [task for task, _ in batch],
+            1,
+            seed=stable_seed(config.seed, "evaluation", first.id, index, again),
+            max_new_tokens=config.rollout.max_new_tokens,
+            max_context=config.rollout.max_context,
+            tool_workers=config.rollout.tool_workers,
+        )
+        yield tuple(
+            replace(group.trajectories[0], index=index)
+            for group, (_, index) in zip(groups, batch, strict=True)
+        )
 
 
 def gain(before: Evaluation, after: Evaluation) -> Estimate:

@@ -110,7 +110,7 @@ class RunFolder:
     def append_metrics(self, metrics: Record) -> None:
         """Add a step's line, which is on the disk when this returns."""
         with self.metrics_path.open("a", encoding="utf-8") as file:
-            file.write(_json_line(metrics))
+            file.write(json_line(metrics))
             file.flush()
             os.fsync(file.fileno())
 
@@ -124,11 +124,11 @@ class RunFolder:
 
     def write_rollouts(self, step: int, records: Iterable[Record]) -> None:
         """Write the trajectories of a step, one JSON object each."""
-        write_whole(self.rollouts_path(step), "".join(map(_json_line, records)))
+        write_whole(self.rollouts_path(step), "".join(map(json_line, records)))
 
     def write_eval(self, name: str, record: Record) -> None:
         """Write a held-out evaluation."""
-        write_whole(self.eval_path(name), _json_line(record))
+        write_whole(self.eval_path(name), json_line(record))
 
     def read_eval(self, name: str) -> dict[str, Any] | None:
         """An evaluation that was written before the run was resumed; None where there is none."""
@@ -201,7 +201,8 @@ def _message(record: Record) -> Message:
     return Message(record["role"], record["content"], calls, record["tool_call_id"], tools)
 
 
-def _json_line(record: Record) -> str:
+def json_line(record: Record) -> str:
+    """One line of a file of records; what JSON has no number for becomes null."""
     try:
         return json.dumps(record, allow_nan=False) + "\n"
     except ValueError:  # rare, so the usual record is not copied for it
