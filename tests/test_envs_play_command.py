@@ -227,6 +227,11 @@ def test_a_person_waits_for_no_torch():
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
 
 
+def _hear_ctrl_c() -> None:
+    """As at a terminal, also where these tests run in the background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """The command at a terminal of its own."""
 
@@ -240,6 +245,7 @@ class Terminal:
             cwd=cwd,
             env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "dumb"},
             start_new_session=True,
+            preexec_fn=_hear_ctrl_c,
         )
         os.close(theirs)
         self.shown = ""
