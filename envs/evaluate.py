@@ -1,15 +1,14 @@
 """The command that measures an agent: `python -m envs.evaluate --env code --samples 4`."""
 
-import argparse
-import difflib
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
+
+from envs.command import Parser, whole_number
 
 if TYPE_CHECKING:
     from agents.base import Agent
@@ -44,31 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
-def count(text: str) -> int:
-    """An argument that counts something."""
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number") from None
-
-
 SETTINGS = (  # flag, the setting that it sets, type, help
     ("--env", "env.name", str, "a name, or package.module:Class"),
     ("--model", "model.name", str, "`pocket`, which is embedded, a folder, or a name on the hub"),
     ("--data", "env.eval_data", str, "tasks of a file or hub:owner/name:split; else procedural"),
-    ("--level", "env.level", count, "difficulty of procedural tasks"),
-    ("--samples", "eval.samples", count, "rollouts of each task: the K of pass@K"),
-    ("--tasks", "eval.tasks", count, "how many held-out tasks, or first rows of the file"),
-    ("--seed", "seed", count, "decides the sampling"),
+    ("--level", "env.level", whole_number, "difficulty of procedural tasks"),
+    ("--samples", "eval.samples", whole_number, "rollouts of each task: the K of pass@K"),
+    ("--tasks", "eval.tasks", whole_number, "how many held-out tasks, or first rows of the file"),
+    ("--seed", "seed", whole_number, "decides the sampling"),
 )
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports a mistake in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """End the program with exit code 2."""
-        self.exit(2, f"error: {message}\n")
 
 
 def parse(argv: Sequence[str] | None) -> dict[str, Any]:
@@ -79,11 +62,9 @@ def parse(argv: Sequence[str] | None) -> dict[str, Any]:
         "and their intervals.",
         epilog="example: python -m envs.evaluate --env code --adapter runs/NAME/adapter --samples "
         "8 --tasks 100 --json code.json",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
     )
     for flag, setting, kind, text in SETTINGS:
-        metavar = "N" if kind is count else "NAME"
+        metavar = "N" if kind is whole_number else "NAME"
         parser.add_argument(flag, dest=setting, type=kind, metavar=metavar, help=text)
     add = parser.add_argument
     add("--adapter", type=Path, metavar="DIR", help="a LoRA adapter on top, such as a run's")
@@ -91,13 +72,7 @@ def parse(argv: Sequence[str] | None) -> dict[str, Any]:
     add("--json", type=Path, metavar="FILE", help="report; rollouts go to FILE's .rollouts.jsonl")
     add("--resume", action="store_true", help="play only what --json lacks or what errored")
     add("--rejudge", type=Path, metavar="RUN", help="score stored rollouts again; generate nothing")
-    options, unknown = parser.parse_known_args(argv)
-    if unknown:
-        flags = re.findall(r"--[a-z-]+", parser.format_usage())
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
-        cure = f"did you mean {near[0]}?" if near else "see --help"
-        parser.error(f"unknown argument {unknown[0]!r}; {cure}")
-    given = vars(options)
+    given = parser.given(argv)
     if "rejudge" not in given and "env.name" not in given:
         parser.error("--env is needed (or --rejudge); see --help")
     if "resume" in given and "json" not in given:

@@ -2,14 +2,14 @@
 
 import argparse
 import contextlib
-import difflib
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
+
+from envs.command import Parser
 
 if TYPE_CHECKING:
     from agents.base import Agent
@@ -50,19 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def whole_number(text: str) -> int:
-    """An argument that counts something."""
+def natural_number(text: str) -> int:
+    """An argument that counts from 0."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number from 0 on")
     return int(text)
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports a mistake in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """End the program with exit code 2."""
-        self.exit(2, f"error: {message}\n")
 
 
 def parse(argv: Sequence[str] | None) -> dict[str, Any]:
@@ -72,29 +64,21 @@ def parse(argv: Sequence[str] | None) -> dict[str, Any]:
         description="Watch a model play one task of an environment turn by turn, or play it "
         "yourself. --human reads lines from standard input; /help says what they can be.",
         epilog="example: python -m envs.play --env calculator --human",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--env", required=True, metavar="NAME", help="a name, or package.module:Class")
     add("--human", action="store_true", help="play yourself")
     add("--model", metavar="NAME", help="`pocket` (default), a folder, or a name on the hub")
     add("--adapter", type=Path, metavar="DIR", help="a LoRA adapter on top, such as a run's")
-    add("--task", type=whole_number, metavar="N", help="which task, or row of the data (seed)")
-    add("--seed", type=whole_number, metavar="N", help="decides the model's sampling (0)")
-    add("--level", type=whole_number, metavar="L", help="difficulty of procedural tasks")
+    add("--task", type=natural_number, metavar="N", help="which task, or row of the data (seed)")
+    add("--seed", type=natural_number, metavar="N", help="decides the model's sampling (0)")
+    add("--level", type=natural_number, metavar="L", help="difficulty of procedural tasks")
     add("--split", choices=("train", "held_out"), help="whose tasks (held_out)")
     add("--data", metavar="FILE", help="tasks of a file or hub:owner/name:split; else procedural")
     add("--set", action="append", metavar="KEY=VALUE", help="any setting of a run")
     add("--no-pause", action="store_true", help="do not wait for Enter between a model's turns")
     add("--out", type=Path, metavar="FILE", help="add the trajectory there, as one JSON line")
-    options, unknown = parser.parse_known_args(argv)
-    if unknown:
-        flags = re.findall(r"--[a-z-]+", parser.format_usage())
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
-        cure = f"did you mean {near[0]}?" if near else "see --help"
-        parser.error(f"unknown argument {unknown[0]!r}; {cure}")
-    given = vars(options)
+    given = parser.given(argv)
     for flag in ("model", "adapter"):
         if "human" in given and flag in given:
             parser.error(f"--human plays without a model; leave out --{flag}")

@@ -1,14 +1,13 @@
 """The command that trains an agent in an environment: `python -m envs.run --env code`."""
 
-import argparse
 import contextlib
-import difflib
-import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
+
+from envs.command import Parser, whole_number
 
 if TYPE_CHECKING:
     from mopd.config import Config
@@ -45,14 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return train(config, folder, resume="resume" in given)
 
 
-def whole_number(text: str) -> int:
-    """An argument that counts something."""
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number") from None
-
-
 SETTINGS = (  # flag, the setting that it sets, type, help
     ("--env", "env.name", str, "what the agent acts in (see --list)"),
     ("--algo", "algo", str, "how it learns (see --list)"),
@@ -64,14 +55,6 @@ SETTINGS = (  # flag, the setting that it sets, type, help
 )
 
 
-class Parser(argparse.ArgumentParser):
-    """Reports a mistake in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """End the program with exit code 2."""
-        self.exit(2, f"error: {message}\n")
-
-
 def parse(argv: Sequence[str] | None) -> dict[str, Any]:
     """The options that were given, and only those; a flag for a setting has the setting's name."""
     parser = Parser(
@@ -79,8 +62,6 @@ def parse(argv: Sequence[str] | None) -> dict[str, Any]:
         description="Train a language-model agent in a tool environment and evaluate it on "
         "held-out tasks before and after.",
         epilog="example: python -m envs.run --env code --algo mopd",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
     )
     for flag, setting, kind, text in SETTINGS:
         metavar = "N" if kind is whole_number else "NAME"
@@ -99,13 +80,7 @@ def parse(argv: Sequence[str] | None) -> dict[str, Any]:
     parser.add_argument(
         "--list", action="store_true", help="show environments, algorithms and configurations"
     )
-    options, unknown = parser.parse_known_args(argv)
-    if unknown:
-        flags = re.findall(r"--[a-z-]+", parser.format_usage())
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
-        cure = f"did you mean {near[0]}?" if near else "see --help"
-        parser.error(f"unknown argument {unknown[0]!r}; {cure}")
-    given = vars(options)
+    given = parser.given(argv)
     if "resume" in given and len(given) > 1:
         parser.error("--resume continues exactly what the folder holds; give it no other flag")
     return given

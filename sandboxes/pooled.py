@@ -13,10 +13,11 @@ from sandboxes import wire
 from sandboxes.base import CallResult, ExecResult, ExecStatus, Limits, SandboxError
 from sandboxes.box import Done, Line
 from sandboxes.pool import Pool
+from sandboxes.runner.repl import MAX_TEXT
+from sandboxes.runner.server import RUNAWAY
 
 Callbacks = Mapping[str, Callable[..., Any]]
-_MAX_TEXT = 40_000  # of an error: twice what the runner keeps, which frames it in words
-_RUNAWAY = 16  # as in the runner: code may print this many times what is kept
+_MAX_TEXT = 2 * MAX_TEXT  # of an error, which the runner frames in words
 
 
 class PooledSandbox:
@@ -299,7 +300,7 @@ class _End:
 
     def _limit(self) -> str:
         if self.status is ExecStatus.OUTPUT_LIMIT:
-            return f"stopped: printed over {_RUNAWAY * self._limits.max_output_bytes} bytes"
+            return f"stopped: printed over {RUNAWAY * self._limits.max_output_bytes} bytes"
         if self.status is ExecStatus.OUT_OF_MEMORY:
             return "all memory of the sandbox was used"
         if self.status is ExecStatus.CPU_TIMEOUT:

@@ -8,7 +8,7 @@ from pathlib import Path
 _FOLDER = Path(__file__).parent
 # Each after what it imports.
 _MODULES = ("wire", "runner/seccomp", "runner/system", "runner/confine", "runner/repl",
-            "runner/nursery", "runner/server")  # fmt: skip
+            "runner/nursery", "runner/job", "runner/server", "runner/main")  # fmt: skip
 _LOADER = """
 import base64, sys, zlib
 for package in ("sandboxes", "sandboxes.runner"):
@@ -21,7 +21,7 @@ for name, source in eval(zlib.decompress(base64.b64decode("%s"))):
     parent, _, own = name.rpartition(".")
     setattr(sys.modules[parent], own, module)
     exec(compile(source, module.__file__, "exec"), module.__dict__)
-sys.modules["sandboxes.runner.server"].main()
+sys.modules["sandboxes.runner.main"].main()
 """
 
 PYTHON_FLAGS = ("-I", "-S", "-B", "-X", "utf8")

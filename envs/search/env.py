@@ -110,8 +110,12 @@ class SearchEnv(ToolEnv):
                 super()._read(data, strict)
                 while len(_read_files) >= _FILES_KEPT:
                     del _read_files[next(iter(_read_files))]
-                _read_files[key] = _File(self.rows or (), self.rejected, self._documents)
-        self.rows, self.rejected, self._documents = _read_files[key]
+                index = self._outside or (self._own_index() if self._documents else None)
+                _read_files[key] = _File(
+                    self.rows or (), self.rejected, self._documents, index, self._indexed
+                )
+        self.rows, self.rejected, self._documents, index, self._indexed = _read_files[key]
+        self._index = index
 
     # Tools.
 
@@ -173,6 +177,10 @@ class SearchEnv(ToolEnv):
             return _world_index(task.seed, task.payload["held_out"])
         if self._outside is not None:
             return self._outside
+        return self._own_index()
+
+    def _own_index(self) -> Retriever:
+        """The rows' own documents; a row that was read since joins them."""
         if self._index is None or self._indexed != len(self._documents):
             documents = tuple(self._documents.values())
             self._index = open_local(self._retriever_name, documents, self._cache)
@@ -241,6 +249,8 @@ class _File(NamedTuple):
     rows: tuple[Task, ...]
     rejected: tuple[Rejected, ...]
     documents: dict[str, Document]
+    retriever: Retriever | None  # kept, because to find it again takes a hash of all documents
+    indexed: int  # how many of the documents it knows
 
 
 _FILES_KEPT = 4  # the training and the held-out tasks of a run, and then some

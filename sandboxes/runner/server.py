@@ -14,11 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
-import importlib
 import math
 import os
-import resource
 import select
 import signal
 import socket
@@ -28,8 +25,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from sandboxes import wire
-from sandboxes.runner import confine, repl, system
-from sandboxes.runner.nursery import Nursery
+from sandboxes.runner import confine, repl
+from sandboxes.runner.job import Job, Output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,57 +39,6 @@ MAX_CALLS = 16  # each function of the host waits for its answer; these are for 
 MAX_UNREAD_BYTES = 16 * 2**20  # of the host's answers
 _PIECE = 2**16
 _PIECES_AT_ONCE = 32  # of one process, before the others have their turn
-
-
-class Output:
-    """What came out of a pipe, as much of it as is kept."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-        self.kept = bytearray()
-        self.total = 0
-
-    def add(self, data: bytes, limit: int) -> None:
-        """Take note of what was read."""
-        self.total += len(data)
-        self.kept += data[: max(0, limit - len(self.kept))]
-
-    def clear(self) -> None:
-        """Begin anew."""
-        self.kept, self.total = bytearray(), 0
-
-
-class Job:
-    """One confined process."""
-
-    def __init__(
-        self, pid: int, pidfd: int, stdin: int, stdout: int, stderr: int, channel: int
-    ) -> None:
-        self.clock = ~pid << 3 | 2  # of its CPU time, see clock_getcpuclockid(3)
-        self.tasks = f"/proc/{pid}/task"
-        self.pidfd = pidfd
-        self.stdin = stdin
-        self.stdout, self.stderr = Output(stdout), Output(stderr)
-        self.channel = channel
-        self.frames = wire.Frames(wire.MAX_VALUE_BYTES + 2**16)
-        self.session: int | None = None  # None while it waits to become one
-        self.ready = False
-        self.nonce: bytes | None = None  # of the request at work
-        self.last = False
-        self.frozen = False
-        self.stopping = ""
-        self.closed = False  # the channel: it is ending, or the code did that
-        self.broken = ""  # what the code did to its channel
-        self.fault = ""
-        self.deadline_s = math.inf
-        self.cpu_before_s = 0.0  # the request at work
-        self.check_cpu_s = math.inf  # when it can have used up its CPU time
-        self.event_bytes = 0
-        self.calls = 0  # to the host, without an answer so far
-        self.input = bytearray()  # that the process has not read yet
-        self.outbox = bytearray()
-        for descriptor in (stdin, stdout, stderr, channel):
-            os.set_blocking(descriptor, False)
 
 
 class Server:
@@ -459,55 +405,3 @@ class Server:
         if descriptor >= 0:
             self._unwatch(descriptor)
             os.close(descriptor)
-
-
-def prepare(confinement: confine.Confinement) -> None:
-    """Make everything ready that all sessions share."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    sys.path.extend(confinement.packages)
-    for name in confinement.preload:
-        importlib.import_module(name)
-    if confinement.drop_uid is not None:
-        system.drop_bounding_set()
-        confine.become(confinement.drop_uid)
-        system.set_dumpable()  # sessions map their own user, in a file that belongs to this process
-    if confinement.seccomp:
-        system.no_new_privileges()
-    gc.collect()
-    gc.freeze()  # what is never touched is never copied for a session
-
-
-def channel_of(argument: str) -> tuple[int, int]:
-    """Where to read from and write to; afterwards the standard streams are free."""
-    if argument != "stdio":
-        return int(argument), int(argument)
-    source, sink = os.dup(0), os.dup(1)
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
-    os.close(null)
-    return source, sink
-
-
-def main() -> NoReturn:
-    """Take the descriptor of the channel, or `stdio`; the first message is the confinement."""
-    confine.ignore_interrupts()
-    source, sink = channel_of(sys.argv[1])
-    for descriptor in {source, sink}:
-        os.set_inheritable(descriptor, False)
-    frames = wire.Frames()
-    while (body := frames.take()) is None:
-        data = os.read(source, _PIECE)
-        if not data:
-            os._exit(0)
-        frames.feed(data)
-    confinement = confine.Confinement(**wire.decode(body))
-    prepare(confinement)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    if os.fork() == 0:
-        for descriptor in {source, sink, ours.detach()}:
-            os.close(descriptor)
-        Nursery(confinement, theirs).serve()
-    theirs.close()
-    Server(confinement, ours, source, sink).serve()
