@@ -54,7 +54,7 @@ def report(record: Record) -> None:
 
 def quality(path: Path, k: int = 5) -> Record:
     """How often the paragraph of a question is among the first k, by ours and by rank_bm25."""
-    from rank_bm25 import BM25Okapi  # type: ignore[import-untyped]
+    from rank_bm25 import BM25Okapi
 
     questions = [read_question(row) for row in flatten(json.loads(path.read_bytes()))]
     documents = tuple({q.gold[0].id: q.gold[0] for q in questions}.values())

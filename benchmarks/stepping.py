@@ -152,7 +152,7 @@ def spent(action: Callable[[], Any]) -> tuple[Span, Span]:
 
 def watch(env: ToolEnv, task: Task, _: Transcript) -> None:
     """Count the time in the verifier and in the tools' own functions."""
-    env.grade = timed(env.grade)  # type: ignore[method-assign]
+    env.grade = timed(env.grade)
     env.reset(options={"task": task})
     for tool in env.tools.values():
         with _watching:
@@ -176,7 +176,7 @@ def timed(function: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             _inside.span = _inside.span + (now() - before)
 
-    counted.watched = True  # type: ignore[attr-defined]
+    counted.watched = True
     return counted
 
 

@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,3 +15,28 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no benchmark files at {folder}: set MOPD_SHARED_DATA to their folder")
     return folder
+
+
+Main = Callable[[Sequence[str]], int]
+
+
+@pytest.fixture
+def refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[Main, str, str], None]:
+    """Asserts that a command tells bad input in one line, which begins so, and writes nothing."""
+    monkeypatch.chdir(tmp_path)
+
+    def check(main: Main, arguments: str, message: str) -> None:
+        code: object
+        try:
+            code = main(arguments.split())
+        except SystemExit as end:
+            code = end.code
+        out, err = capsys.readouterr()
+        assert (code, out) == (2, "")
+        assert err.startswith(f"error: {message}")
+        assert err.count("\n") == 1
+        assert list(tmp_path.iterdir()) == []
+
+    return check

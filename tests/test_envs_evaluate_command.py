@@ -246,19 +246,8 @@ def test_rollouts_of_training_are_judged_in_their_own_split(tmp_path):
         ("--rejudge .", "--rejudge got ., which holds no rollouts; expected the folder of a run"),
     ],
 )
-def test_bad_input_is_one_line_and_writes_nothing(
-    arguments, message, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    try:
-        code = main(arguments.split())
-    except SystemExit as end:
-        code = end.code
-    out, err = capsys.readouterr()
-    assert (code, out) == (2, "")
-    assert err.startswith(f"error: {message}")
-    assert err.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+def test_bad_input_is_one_line_and_writes_nothing(arguments, message, refuses):
+    refuses(main, arguments, message)
 
 
 def test_what_an_earlier_evaluation_wrote_is_left_alone(whole, capsys):

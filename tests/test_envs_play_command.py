@@ -351,19 +351,8 @@ def test_a_watched_rollout_is_shown_whole_and_saved_with_its_tokens(tmp_path, ca
         ("--env code --model ./none", "model.name=./none: there is no none/config.json"),
     ],
 )
-def test_bad_input_is_one_line_and_writes_nothing(
-    arguments, message, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    try:
-        code = main(arguments.split())
-    except SystemExit as end:
-        code = end.code
-    out, err = capsys.readouterr()
-    assert (code, out) == (2, "")
-    assert err.startswith(f"error: {message}")
-    assert err.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+def test_bad_input_is_one_line_and_writes_nothing(arguments, message, refuses):
+    refuses(main, arguments, message)
 
 
 def test_a_row_of_a_file_is_played(tmp_path, monkeypatch, capsys):

@@ -92,20 +92,8 @@ def test_flags_are_settings_and_assignments_win():
         ("--set lr=1", "unknown setting 'lr'; did you mean 'optim.lr'?"),
     ],
 )
-def test_bad_input_is_one_line_and_writes_nothing(
-    arguments, message, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    try:
-        code = main(arguments.split())
-    except SystemExit as end:
-        code = end.code
-    out, err = capsys.readouterr()
-    assert code == 2
-    assert out == ""
-    assert err.startswith(f"error: {message}")
-    assert err.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+def test_bad_input_is_one_line_and_writes_nothing(arguments, message, refuses):
+    refuses(main, arguments, message)
 
 
 def test_the_process_ends_with_code_2(tmp_path):
