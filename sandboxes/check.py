@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sandboxes.attacks import Outcome, run_attacks
-from sandboxes.base import BackendOptions, Limits, Policy
-from sandboxes.open import BACKENDS, isolation, open_sandbox, probe
+from sandboxes.base import BackendOptions, Limits, Policy, SandboxError
+from sandboxes.open import BACKENDS, choose, isolation, open_sandbox, probe
 from sandboxes.pooled import PooledSandbox
 
 
@@ -85,7 +85,10 @@ def shown(outcome: Outcome, *, quiet: bool) -> dict[str, Any]:
 
 def show(reports: list[dict[str, Any]]) -> None:
     """Two tables: what works, and what it keeps apart."""
-    first = next((entry["backend"] for entry in reports if entry["works"]), None)
+    try:
+        first = choose()
+    except SandboxError:
+        first = ""  # none works, as the lines below say
     for entry in reports:
         if entry["works"]:
             chosen = ", the one that `auto` takes" if entry["backend"] == first else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sandboxes import check
-from sandboxes.open import BACKENDS, probe
+from sandboxes.open import BACKENDS, choose, probe
 
 FOLDER = Path(__file__).parents[1]
 
@@ -34,6 +34,13 @@ def test_check_says_what_works_and_why_the_rest_does_not(
         assert ("works" in line) if reason is None else (f"does not work: {reason}" in line)
     assert text.count("the one that `auto` takes") == 1
     assert "network" in text
+
+
+def test_only_the_backend_that_auto_takes_is_called_so(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in BACKENDS[:-1]:
+        check.main(["--backend", name])
+        called = "the one that `auto` takes" in capsys.readouterr().out
+        assert called == (name == choose())
 
 
 def test_check_as_json_is_one_list() -> None:
