@@ -162,6 +162,7 @@ class Line:
         self.inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self._box = box
         self._first = True
+        self._over = False  # the runner has ended it after its last request
 
     def request(
         self,
@@ -196,6 +197,7 @@ class Line:
                     self._box.send("answer", self.session, answer)
             elif kind == "done":
                 done, stdout, stderr = rest
+                self._over = last
                 return Done(*done, *stdout, *stderr)
             else:
                 raise SandboxError(f"the session could not go on: {rest[0]}")
@@ -207,5 +209,5 @@ class Line:
     def close(self) -> None:
         """End the session."""
         self._box.forget(self)
-        if not self._box.broken:
+        if not (self._over or self._box.broken):
             self._box.send("end", self.session)

@@ -140,12 +140,11 @@ class Pool:
 
     def _start_more(self) -> None:
         """One runner for each core, or one for each of the next sessions, in the background."""
-        cores = len(os.sched_getaffinity(0))
         if self._room == 1:
             idle = sum(box.sessions == 0 for box in self._boxes)
             lacking = idle < 1 and len(self._boxes) < self.max_sessions
         else:
-            lacking = len(self._boxes) < cores and len(self._of) > len(self._boxes)
+            lacking = len(self._of) > len(self._boxes) < len(os.sched_getaffinity(0))
         if lacking and self._starting == 0:
             self._starting += 1
             threading.Thread(target=self._start, name="sandbox-start", daemon=True).start()

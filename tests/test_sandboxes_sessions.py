@@ -413,6 +413,29 @@ def test_many_threads_use_sessions_of_one_sandbox_at_the_same_time(backend: str)
         assert list(threads.map(work, range(40))) == [[n + m for m in range(5)] for n in range(40)]
 
 
+def test_a_process_that_waited_shows_a_program_what_one_born_for_it_shows(backend: str) -> None:
+    program = """
+import gc, os, signal, sys
+print(sorted(globals()), sorted(sys.modules), sys.argv, sys.path[1:], gc.isenabled())
+print(signal.getsignal(signal.SIGINT).__name__, os.listdir('.') if os.getcwd() != '/' else '')
+for kind in 'Repl', 'Channel', 'Interrupts':
+    print(kind, sum(type(each).__name__ == kind for each in gc.get_objects()))
+for descriptor in range(64):
+    try:
+        os.fstat(descriptor)
+        print(descriptor)
+    except OSError:
+        pass
+"""
+    with closing(opened_sandbox(backend)) as sandbox, ThreadPoolExecutor(8) as threads:
+        assert sandbox.run("pass").ok
+        time.sleep(0.2)  # then some wait, fewer than are asked for at once
+        seen = {sandbox.run(program).stdout}
+        seen.update(result.stdout for result in threads.map(sandbox.run, [program] * 8))
+    assert len(seen) == 1, seen
+    assert "Repl 1\nChannel 1\nInterrupts 1\n0\n1\n2\n" in seen.pop()
+
+
 def test_an_unknown_backend_is_refused_with_the_names_that_exist() -> None:
     with pytest.raises(ValueError, match=r"'nowhere'.*local"):
         open_sandbox("nowhere", Limits())

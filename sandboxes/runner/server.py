@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
+QUIET_S = 0.001  # before a fork, which keeps a core busy for longer: answers are on their way
 GRACE_S = 0.5  # from the interrupt, which may save the session's state, to the kill
 RUNAWAY = 16  # code may print this many times what is kept of it
 MAX_EVENT_BYTES = 32 * 2**20  # in answer to one request
@@ -57,6 +58,7 @@ class Server:
         self._spares: deque[Job] = deque()
         self._waiting: deque[tuple[Any, ...]] = deque()  # requests of sessions to begin
         self._unborn = 0
+        self._lacking = True  # perhaps: spares, to be ordered when it is quiet
         self._oom_kills = 0
         self._cores = len(os.sched_getaffinity(0))
         self._working: set[Job] = set()
@@ -67,9 +69,12 @@ class Server:
     def serve(self) -> NoReturn:
         """Work until the host hangs up."""
         self._tell("ready")
-        self._order_processes()
         while True:
-            for descriptor, _ in self._poll.poll(self._next_deadline_s()):
+            events = self._poll.poll(self._next_deadline_s())
+            if not events and self._lacking and not self._working:
+                self._lacking = False
+                self._order_processes(spares=self._confinement.spares - len(self._spares))
+            for descriptor, _ in events:
                 reaction = self._react.get(descriptor)
                 if reaction is not None:
                     reaction()
@@ -80,6 +85,8 @@ class Server:
                 self._check_cpu(job)
 
     def _next_deadline_s(self) -> float | None:
+        if self._lacking and not self._working:
+            return QUIET_S
         first = min(
             (min(job.deadline_s, job.check_cpu_s) for job in self._working), default=math.inf
         )
@@ -153,9 +160,8 @@ class Server:
 
     # Processes.
 
-    def _order_processes(self) -> None:
-        """As many as are waited for and, while nobody is at work, some that will be."""
-        spares = 0 if self._working else self._confinement.spares - len(self._spares)
+    def _order_processes(self, spares: int = 0) -> None:
+        """As many as are waited for, and some that will be."""
         wanted = len(self._waiting) + max(0, spares) - self._unborn
         if wanted > 0:
             self._unborn += wanted
@@ -261,7 +267,7 @@ class Server:
             self._close(descriptor)
         os.close(job.pidfd)
         self._working.discard(job)
-        self._order_processes()
+        self._lacking = True
         if job in self._spares:
             self._spares.remove(job)
         if job.session is None:
@@ -323,7 +329,7 @@ class Server:
             job.nonce, job.deadline_s = None, math.inf
             self._working.discard(job)
             self._tell_done(job, message, None, self._cpu_s(job) - job.cpu_before_s, 0)
-            self._order_processes()
+            self._lacking = True
             if job.last:
                 self._forget(job)
             elif self._has_threads(job):  # which would go on, and on nobody's time
