@@ -5,10 +5,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from langchain_core.tools import ToolException
+from pydantic import ValidationError
 
 from envs.grading.calls import Call, grade_recorded
-from envs.tool_use.desk import DAYS, TOOLS, Desk, difference
+from envs.tool_use import generated_tools
+from envs.tool_use.acting import Store
+from envs.tool_use.desk import DAYS, TOOLS, Desk
 from envs.tool_use.documentation import Api, problem
+from envs.tool_use.toolbox import Toolbox, read_toolbox
+from envs.tool_use.world import World, difference
 from envs.types import Task
 
 _TRIES = 1000
@@ -18,14 +23,39 @@ def corrupted_errand(
     task: Task, steps: Sequence[Call], rng: random.Random
 ) -> tuple[tuple[Call, ...], str]:
     """Steps and an answer of which the final state or the answer is wrong."""
+    ids = list(Desk(task.payload["world"]).records)
+    found = _corrupted(task, steps, rng, (TOOLS, ids), lambda calls: _played(task, calls))
+    return found or ((*steps, *_needless(task, steps)), str(task.payload["asked"]))
+
+
+def corrupted_chore(
+    task: Task, steps: Sequence[Call], rng: random.Random
+) -> tuple[tuple[Call, ...], str]:
+    """As `corrupted_errand`, for a chore in a generated world."""
+    box = read_toolbox(task.payload)
+    values = [id for id, _ in task.payload["world"]]
+    values += [value for tool in box.tools for value in tool.choices]
+    names = [tool.name for tool in box.tools]
+    found = _corrupted(task, steps, rng, (names, values), lambda calls: _done(task, box, calls))
+    # Without its last call, a chore that changes something is not done, and one that asks is.
+    return found or (tuple(steps[:-1]), _other(str(task.payload["asked"]), rng))
+
+
+def _corrupted(
+    task: Task,
+    steps: Sequence[Call],
+    rng: random.Random,
+    names_and_values: tuple[Sequence[str], Sequence[str]],
+    play: Callable[[Sequence[Call]], World],
+) -> tuple[tuple[Call, ...], str] | None:
     asked = str(task.payload["asked"])
     for _ in range(_TRIES):
-        changed = _changed(steps, rng, TOOLS, list(Desk(task.payload["world"]).records))
+        changed = _changed(steps, rng, *names_and_values)
         if asked and rng.random() < 0.5:
             return tuple(steps), _other(asked, rng)
-        if difference(_played(task, changed), task.payload["goal"]):
+        if difference(play(changed), task.payload["goal"]):
             return changed, asked
-    return (*steps, *_needless(task, steps)), asked
+    return None
 
 
 def corrupted_calls(
@@ -46,17 +76,17 @@ def _changed(
 ) -> tuple[Call, ...]:
     """One call dropped, made twice, renamed, or with another argument, maybe one of `values`."""
     place = rng.randrange(len(calls))
-    call = calls[place]
+    made = calls[place]
     changes: list[Callable[[], tuple[Call, ...]]] = [
         lambda: (),
-        lambda: (call, call),
-        lambda: (Call(rng.choice(names), call.arguments),),
+        lambda: (made, made),
+        lambda: (Call(rng.choice(names), made.arguments),),
     ]
-    if call.arguments:
-        key = rng.choice(list(call.arguments))
+    if made.arguments:
+        key = rng.choice(list(made.arguments))
         known = values and rng.random() < 0.5
-        value = rng.choice(values) if known else _other(call.arguments[key], rng)
-        changes += [lambda: (Call(call.name, {**call.arguments, key: value}),)] * 3
+        value = rng.choice(values) if known else _other(made.arguments[key], rng)
+        changes += [lambda: (Call(made.name, {**made.arguments, key: value}),)] * 3
     return (*calls[:place], *rng.choice(changes)(), *calls[place + 1 :])
 
 
@@ -86,6 +116,18 @@ def _played(task: Task, calls: Sequence[Call]) -> Desk:
         except (ToolException, AttributeError, TypeError):
             continue
     return world
+
+
+def _done(task: Task, box: Toolbox, calls: Sequence[Call]) -> Store:
+    """The generated world after the calls; refused ones and unknown names change nothing."""
+    store = Store(task.payload["world"])
+    tools = {tool.name: tool for tool in box.tools}
+    for made in calls:
+        try:
+            generated_tools.call(store, tools[made.name], made.arguments)
+        except (ToolException, ValidationError):
+            continue
+    return store
 
 
 def _needless(task: Task, steps: Sequence[Call]) -> tuple[Call, ...]:

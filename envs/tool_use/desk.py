@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from langchain_core.tools import (
@@ -13,39 +13,28 @@ from langchain_core.tools import (
 )
 from langchain_core.tools.base import ArgsSchema
 
+from envs.tool_use.world import Record, World, cut, missing, words
+
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 ARCHIVE = "archive"
 _PHONE = re.compile(r"[0-9]{4}")
 _FOLDER = re.compile(r"[a-z]{1,12}")
-_WORD = re.compile(r"\w+")
-_SHOWN_CHARS = 40
-
-Record = dict[str, str | int]
-# The records by id, each as pairs of field and value: what a task's payload holds.
-Frozen = tuple[tuple[str, tuple[tuple[str, str | int], ...]], ...]
 
 
-class Desk:
-    """A world in use; what is wrong with a call is told by a `ToolException`.
+class Desk(World):
+    """The office in use.
 
     The methods named in `TOOLS` are the tools: the docstring is the description, the arguments
     are the tool's.
     """
 
-    def __init__(self, records: Iterable[Sequence[Any]]) -> None:
-        self.records: dict[str, Record] = {str(id): dict(fields) for id, fields in records}
-
-    def freeze(self) -> Frozen:
-        """The world as data that nothing changes any more."""
-        return tuple((id, tuple(fields.items())) for id, fields in self.records.items())
-
     def find(self, text: str) -> str:
         """List the records that have all words of text."""
-        words = set(_WORD.findall(text.lower()))
+        wanted = words(text)
         found = [
             f"{id} {record['kind']} {record['name']}"
             for id, record in self.records.items()
-            if words and words <= _words(id, record)
+            if wanted and wanted <= words(id, *record.values())
         ]
         return "; ".join(found) if found else f"Nothing has {text!r}."
 
@@ -59,7 +48,7 @@ class Desk:
         """Change the phone of a contact."""
         contact = self._record(id, "contact")
         if not _PHONE.fullmatch(phone):
-            raise ToolException(f"{_cut(phone)} is not a phone; expected four digits")
+            raise ToolException(f"{cut(phone)} is not a phone; expected four digits")
         contact["phone"] = phone
         return f"{id} has the phone {phone}."
 
@@ -68,9 +57,9 @@ class Desk:
         record = self._record(id, "event", "file")
         field, wanted = ("day", DAYS) if record["kind"] == "event" else ("folder", None)
         if wanted and to not in wanted:
-            raise ToolException(f"{_cut(to)} is not a day; expected one of {', '.join(wanted)}")
+            raise ToolException(f"{cut(to)} is not a day; expected one of {', '.join(wanted)}")
         if not wanted and not _FOLDER.fullmatch(to):
-            raise ToolException(f"{_cut(to)} is not a folder; expected a short word in a to z")
+            raise ToolException(f"{cut(to)} is not a folder; expected a short word in a to z")
         record[field] = to
         return f"{id} is moved to {to}."
 
@@ -96,7 +85,7 @@ class Desk:
 
     def _record(self, id: str, *kinds: str) -> Record:
         if id not in self.records:
-            raise ToolException(f"there is no record {_cut(id)}; find tells the ids")
+            raise missing(id, "find tells the ids")
         record = self.records[id]
         if kinds and record["kind"] not in kinds:
             raise ToolException(f"{id} is of the kind {record['kind']}; expected {_either(kinds)}")
@@ -109,19 +98,6 @@ TOOLS = ("find", "show", "set_phone", "move", "delete", "archive", "buy")
 def make_tools(desk: Callable[[], Desk]) -> tuple[BaseTool, ...]:
     """The tools on the desk that is the current one whenever a tool is called."""
     return tuple(_tool(name, desk) for name in TOOLS)
-
-
-def difference(desk: Desk, goal: Iterable[Sequence[Any]]) -> str:
-    """The first place where a world is not the wanted one; empty where it is."""
-    wanted = Desk(goal).records
-    for id, fields in wanted.items():
-        if id not in desk.records:
-            return f"{id} is gone, expected it to be kept"
-        for field, value in fields.items():
-            if (got := desk.records[id][field]) != value:
-                return f"{field} of {id} is {got}, expected {value}"
-    left = [id for id in desk.records if id not in wanted]
-    return f"{left[0]} is still there, expected it to be deleted" if left else ""
 
 
 def _tool(name: str, desk: Callable[[], Desk]) -> BaseTool:
@@ -139,14 +115,6 @@ def _tool(name: str, desk: Callable[[], Desk]) -> BaseTool:
 def _arguments(name: str) -> ArgsSchema:
     """The arguments of a method, made once: a model takes a millisecond."""
     return create_schema_from_function(name, getattr(Desk(()), name))
-
-
-def _words(id: str, record: Record) -> set[str]:
-    return {id, *_WORD.findall(" ".join(map(str, record.values())).lower())}
-
-
-def _cut(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}...")
 
 
 def _either(kinds: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""`ToolUseEnv`: errands in a small office with many tools, and calls of documented APIs."""
+"""`ToolUseEnv`: errands in an office, chores in generated worlds, and calls of documented APIs."""
 
 import json
 import logging
@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from langchain_core.tools import BaseTool
 
@@ -14,8 +14,11 @@ from envs.base import ToolEnv, Transcript
 from envs.grading.calls import Call, grade_recorded, grade_written, write
 from envs.grading.feedback import failed
 from envs.grading.number import boxed
-from envs.tool_use import desk, documentation, errands, rows
-from envs.tool_use.corruption import corrupted_calls, corrupted_errand
+from envs.tool_use import chores, desk, documentation, errands, generated_tools, rows
+from envs.tool_use.acting import Store
+from envs.tool_use.corruption import corrupted_calls, corrupted_chore, corrupted_errand
+from envs.tool_use.toolbox import read_toolbox
+from envs.tool_use.world import World, difference
 from envs.types import Message, Task, ToolCall, Verdict
 
 log = logging.getLogger(__name__)
@@ -25,21 +28,29 @@ NATIVE_PROMPT = (
     "Answer the user's question by calling the tools, with arguments from the question. Make "
     "each call that is needed once, then say that you are done."
 )
+CHORE_PROMPT = (
+    "Do what is asked with the tools, and change nothing that is not needed for it. If there is a "
+    "question, give the answer in \\boxed{}."
+)
 
 
 class ToolUseEnv(ToolEnv):
-    """Errands in a small office, or questions that calls of documented APIs answer.
+    """Errands in small worlds, or questions that calls of documented APIs answer.
 
     Task:
-        Procedural: orders and questions about contacts, events, files and shop items that need
-        one call (level 1) to six (level 4), the later ones with arguments that earlier ones found
-        out, among records and tools that are not needed. Or rows of ToolAlpaca's questions.
+        Procedural: orders and questions that need one call (level 1) to six (level 4), the later
+        ones with arguments that earlier ones found out, among records and tools that are not
+        needed. With `world="office"` they are about contacts, events, files and shop items; with
+        "generated", about a home, a library, a warehouse, a clinic or a garage, held out also a
+        harbour, where something may have to be done first. Or rows of ToolAlpaca's questions.
     Tools:
-        Errands: `find`, `show`, `set_phone`, `move`, `delete`, `archive`, `buy`. Rows with
+        Office: `find`, `show`, `set_phone`, `move`, `delete`, `archive`, `buy`. Generated worlds:
+        three to a dozen made for the task, with names and arguments of its own, some of them of no
+        use or nearly the right ones; a refusal says what would help. Rows with
         `calling="native"`: the documented APIs of each row, which check their arguments,
         remember good calls and acknowledge them; with "text" there are none.
     Reward:
-        Errands: 1 where the office is exactly as it should be and the answer, if one was asked
+        Worlds: 1 where all records are exactly as they should be and the answer, if one was asked
         for, stands in the last `\\boxed{}` of the final message, or is its last word. Rows: 1
         where names and arguments of the calls fit by the published rule, be they made natively
         or written as `Action:` and `Action Input:` in the final message. Else 0.
@@ -55,13 +66,26 @@ class ToolUseEnv(ToolEnv):
     formats: ClassVar[tuple[str, ...]] = ("ToolAlpaca", "ToolAlpaca in the published prompt")
 
     def __init__(
-        self, *, calling: rows.Calling = "native", data: str | Path | None = None, **options: Any
+        self,
+        *,
+        calling: rows.Calling = "native",
+        world: Literal["office", "generated"] = "office",
+        data: str | Path | None = None,
+        **options: Any,
     ) -> None:
         if calling not in ("text", "native"):
             raise ValueError(f"env.calling={calling!r}: expected 'text' or 'native'")
+        if world not in ("office", "generated"):
+            raise ValueError(f"env.world={world!r}: expected 'office' or 'generated'")
+        if data is not None and world == "generated":
+            raise ValueError(
+                "env.world='generated' makes procedural tasks and does nothing with data; give one"
+            )
         self.calling: rows.Calling = calling
-        self._has_data = data is not None
+        self.world = world
+        self._brings_tools = data is not None or world == "generated"
         self._desk = desk.Desk(())
+        self._store = Store(())
         self._desk_tools = desk.make_tools(lambda: self._desk)
         self._made: list[Call] = []
         self._system = self.system_prompt
@@ -78,16 +102,21 @@ class ToolUseEnv(ToolEnv):
             )
 
     def make_tools(self) -> Sequence[BaseTool]:
-        """The office's tools; those of a row come with its episode."""
-        return () if self._has_data else self._desk_tools
+        """The office's tools; those of a row or of a generated world come with its episode."""
+        return () if self._brings_tools else self._desk_tools
 
     def start_episode(self, task: Task) -> None:
-        """A fresh office, or the row's APIs with nothing called yet."""
+        """A fresh world, or the row's APIs with nothing called yet."""
         self._made = []
         tools: Sequence[BaseTool] = ()
         if _is_errand(task):
             self._system = self.system_prompt
             self._desk, tools = desk.Desk(task.payload["world"]), self._desk_tools
+        elif _is_chore(task):
+            self._system = CHORE_PROMPT
+            toolbox = read_toolbox(task.payload)
+            self._store = Store(task.payload["world"], toolbox.said, toolbox.names)
+            tools = generated_tools.make_tools(toolbox, lambda: self._store)
         elif _is_native(task):
             self._system = NATIVE_PROMPT
             apis = documentation.parse(task.payload["documentation"])
@@ -111,17 +140,20 @@ class ToolUseEnv(ToolEnv):
         return tuple(map(json.dumps, self.schemas())) if own else ()
 
     def grade(self, task: Task, answer: Message) -> Verdict:
-        """The office's state and the answer, or the published rule for calls."""
+        """The world's state and the answer, or the published rule for calls."""
         if _is_errand(task):
-            return _grade_errand(self._desk, task, answer.content)
+            return _grade_state(self._desk, task, answer.content)
+        if _is_chore(task):
+            return _grade_state(self._store, task, answer.content)
         expected = rows.expected_calls(task)
         if _is_native(task):
             return grade_recorded(self._made, expected)
         return grade_written(answer.content, expected)
 
     def generate_task(self, rng: random.Random) -> Task:
-        """An errand."""
-        return errands.generate(rng, self.level, self.split == "held_out")
+        """An errand in the office, or a chore in a generated world."""
+        generate = errands.generate if self.world == "office" else chores.generate
+        return generate(rng, self.level, self.split == "held_out")
 
     def read_row(self, row: Mapping[str, Any]) -> Task:
         """A question with its calls, as in the published experiments."""
@@ -134,14 +166,15 @@ class ToolUseEnv(ToolEnv):
 
     def solution(self, task: Task) -> Transcript:
         """The calls of the solution, each in a turn of its own, then the answer."""
-        if _is_errand(task):
+        if _is_errand(task) or _is_chore(task):
             return _spoken(_steps(task), _said(task.payload["asked"]))
         return _answered(task, rows.expected_calls(task))
 
     def corrupted(self, task: Task, rng: random.Random) -> Transcript:
         """A solution with one call, argument or answer changed, so that it must fail."""
-        if _is_errand(task):
-            steps, answer = corrupted_errand(task, _steps(task), rng)
+        if _is_errand(task) or _is_chore(task):
+            corrupted = corrupted_errand if _is_errand(task) else corrupted_chore
+            steps, answer = corrupted(task, _steps(task), rng)
             return _spoken(steps, _said(answer))
         apis = documentation.parse(task.payload["documentation"]) if _is_native(task) else None
         return _answered(task, corrupted_calls(rows.expected_calls(task), apis, rng))
@@ -156,6 +189,10 @@ def _answered(task: Task, calls: Sequence[Call]) -> Transcript:
 
 def _is_errand(task: Task) -> bool:
     return bool(task.payload["kind"] == "errand")
+
+
+def _is_chore(task: Task) -> bool:
+    return bool(task.payload["kind"] == "chore")
 
 
 def _is_native(task: Task) -> bool:
@@ -187,8 +224,8 @@ def _spoken(calls: Sequence[Call], last: str) -> Transcript:
     )
 
 
-def _grade_errand(world: desk.Desk, task: Task, said: str) -> Verdict:
-    differs = desk.difference(world, task.payload["goal"])
+def _grade_state(world: World, task: Task, said: str) -> Verdict:
+    differs = difference(world, task.payload["goal"])
     asked = task.payload["asked"]
     wrong = asked and _answer(said) != asked.lower()
     parts = {"state": float(not differs)} | ({"answer": float(not wrong)} if asked else {})

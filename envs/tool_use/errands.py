@@ -4,9 +4,10 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from envs.tasks import held_out, stable_seed
-from envs.tool_use.desk import DAYS, Desk, Record
+from envs.tool_use.desk import DAYS, Desk
 from envs.tool_use.wording import (
     FIRST,
     FOLDERS,
@@ -20,12 +21,14 @@ from envs.tool_use.wording import (
     VERBS,
     Verb,
 )
+from envs.tool_use.world import Record
 from envs.types import Task
 
 LEVELS = range(1, 5)
 CALLS = {1: (1, 1), 2: (2, 2), 3: (3, 3), 4: (4, 6)}  # the fewest and the most of a level
 ASKING = {1: 0.3, 2: 0.3, 3: 0.25, 4: 0.0}  # the share of errands that change nothing
 SWAPPING = {1: 0.0, 2: 0.0, 3: 0.0, 4: 0.1}
+_S = TypeVar("_S")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +161,7 @@ def _order(rng: random.Random, desk: Desk, level: int) -> _Errand | None:
     call: dict[str, str | int] = {"id": target.value}
     if verb.argument:
         call[verb.argument] = int(given.value) if verb.argument == "count" else given.value
-    steps = _joined(given.steps, target.steps, (_Step(verb.tool, call),))
+    steps = joined(given.steps, target.steps, (_Step(verb.tool, call),))
     family = "|".join((template, target.family, given.family))
     if level < 4 or linked:
         return _Errand(order, family, steps)
@@ -181,7 +184,7 @@ def _swap(rng: random.Random, desk: Desk) -> _Errand | None:
         return None
     template = rng.choice(SWAPS)
     tool, argument = ("set_phone", "phone") if kind == "contact" else ("move", "to")
-    steps = _joined(
+    steps = joined(
         *((*said.steps, _show(said)) for said in (one, other)),
         [
             _Step(tool, {"id": said.value, argument: value})
@@ -203,7 +206,7 @@ def _question(rng: random.Random, desk: Desk, level: int, kind: str = "") -> _Er
     return _Errand(
         template.format(target=target.text),
         f"{template}|{target.family}",
-        _joined(target.steps, (_Step("show", {"id": target.value}),)),
+        joined(target.steps, (_Step("show", {"id": target.value}),)),
         str(desk.records[target.value][field_name]),
     )
 
@@ -301,9 +304,9 @@ def _draw(rng: random.Random, desk: Desk, kind: str) -> str:
     return rng.choice([id for id, record in desk.records.items() if record["kind"] == kind])
 
 
-def _joined(*parts: Sequence[_Step]) -> tuple[_Step, ...]:
+def joined(*parts: Sequence[_S]) -> tuple[_S, ...]:
     """The steps one after the other, none of them twice."""
-    steps: list[_Step] = []
+    steps: list[_S] = []
     for step in (step for part in parts for step in part):
         if step not in steps:
             steps.append(step)
