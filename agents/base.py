@@ -29,9 +29,11 @@ class TurnRequest:
 class Agent(Protocol):
     """Generates the turns of many episodes at once.
 
-    `clock` counts generation steps. An agent whose tokens depend on what else is in its batch
-    sets `pause_steps`: an episode then comes back exactly so many steps after its turn ended,
-    however long its tools took, and equal seeds give equal rollouts.
+    `clock` counts generation steps. An agent whose tokens depend on what else is in its batch,
+    be it by a rounding, sets `pause_steps`: an episode then comes back exactly so many steps
+    after its turn ended, however long its tools took, a new one starts as soon as another ends,
+    and equal seeds give equal rollouts to the last digit. With 0 episodes start and come back
+    as soon as they can. At most `max_episodes` are submitted and not yet released.
     """
 
     chat: Chat
@@ -41,7 +43,7 @@ class Agent(Protocol):
     max_episodes: int
 
     def submit(self, requests: Sequence[TurnRequest]) -> None:
-        """Queue turns; those of new episodes only while no other episode is in the batch.
+        """Queue turns, of new episodes or of those that the agent knows; at any time.
 
         Raises:
             EngineError: the engine failed.
@@ -52,10 +54,10 @@ class Agent(Protocol):
         """Generate until a turn ends or `clock` reaches `until`; return the turns that ended.
 
         Raises:
-            EngineError: the engine failed.
+            EngineError: the engine failed; all episodes that are not released are lost.
         """
         ...
 
     def release(self, episode: int) -> None:
-        """Forget an episode that will not go on."""
+        """Forget an episode that will not go on, in whatever state it is; twice is allowed."""
         ...

@@ -2,21 +2,25 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from itertools import islice
 
-from agents.base import Agent, EngineError, TurnRequest
+from agents.base import Agent, EngineError
+from agents.episode import Episode
+from agents.tool_threads import ToolThreads
 from agents.types import Trajectory, TrajectoryGroup, Turn, TurnEnd
-from envs.base import ToolEnv
+from envs.base import ToolEnv, Transcript
 from envs.tasks import stable_seed
 from envs.tools import WORLD_ERRORS
-from envs.types import Message, StopReason, Task
+from envs.types import StopReason, Task
 
 _STOPS = {
     TurnEnd.MAX_TOKENS: StopReason.MAX_TOKENS,
     TurnEnd.CONTEXT_OVERFLOW: StopReason.CONTEXT_OVERFLOW,
 }
+_POLL_S = 0.2  # how often a tool that everybody waits for is looked at
 
 
 @dataclass(slots=True)
@@ -25,29 +29,6 @@ class RolloutStats:
 
     sampled_tokens: int = 0
     tool_wait_s: float = 0.0
-
-
-@dataclass(slots=True)
-class _Episode:
-    number: int
-    task: Task
-    index: int
-    env: ToolEnv
-    seed: int
-    prompt_ids: Sequence[int] | None
-    token_ids: list[int] = field(default_factory=list)
-    sampled_mask: list[bool] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    messages: list[Message] = field(default_factory=list)
-    # What the environment is doing, or did last.
-    acting: Future[tuple[Message, ...]] | None = None
-    error: str = ""
-
-    def extend(self, ids: Sequence[int], logprobs: Sequence[float] | None) -> None:
-        """Append sampled tokens, or with None tokens that the environment wrote."""
-        self.token_ids += ids
-        self.sampled_mask += [logprobs is not None] * len(ids)
-        self.logprobs += logprobs if logprobs is not None else [0.0] * len(ids)
 
 
 def rollout_groups(
@@ -66,39 +47,29 @@ def rollout_groups(
     """Play every task `group_size` times; groups come back in the order of the tasks.
 
     Each episode is seeded by (`seed`, place, task id, index): equal seeds give equal groups. A
-    sandbox or engine that fails ends its episode with `StopReason.ERROR` and no verdict.
+    sandbox or engine that fails ends its episode with `StopReason.ERROR` and no verdict, a tool
+    that hangs with `StopReason.TIMEOUT`. At most `agent.max_episodes` are in the agent's hands;
+    a new one starts where another ends.
     `prompts`: token ids for each task that the agent reads instead of the rendered first messages.
     """
     if prompts is not None and len(prompts) != len(tasks):
         raise ValueError(f"got {len(prompts)} prompts for {len(tasks)} tasks; expected one each")
     stats = stats if stats is not None else RolloutStats()
-    plan = [(p, task, i) for p, task in enumerate(tasks) for i in range(group_size)]
-    played: list[Trajectory] = []
-    with ThreadPoolExecutor(tool_workers, thread_name_prefix="tools") as pool:
-        for start in range(0, len(plan), agent.max_episodes):
-            wave = plan[start : start + agent.max_episodes]
-            episodes = [
-                _Episode(
-                    n,
+
+    def episodes() -> Iterator[Episode]:
+        for place, task in enumerate(tasks):
+            for index in range(group_size):
+                yield Episode(
+                    place * group_size + index,
                     task,
                     index,
                     make_env(),
                     stable_seed(seed, place, task.id, index),
                     prompts[place] if prompts is not None else None,
                 )
-                for n, (place, task, index) in enumerate(wave)
-            ]
-            try:
-                _play(agent, episodes, pool, max_new_tokens, max_context, stats)
-            finally:
-                _let_finish(episodes)
-                for episode in episodes:
-                    agent.release(episode.number)
-                # Not map, which gives up the rest where one fails.
-                closing = [pool.submit(episode.env.close) for episode in episodes]
-                for future in closing:
-                    future.result()
-            played += [_trajectory(episode, agent.version) for episode in episodes]
+
+    play = _Play(agent, episodes(), max_new_tokens, max_context, tool_workers, stats)
+    played = play.run()
     stats.sampled_tokens += sum(t.sampled_tokens for t in played)
     return tuple(
         TrajectoryGroup(task, tuple(played[i * group_size : (i + 1) * group_size]))
@@ -106,137 +77,205 @@ def rollout_groups(
     )
 
 
-def _play(
-    agent: Agent,
-    episodes: Sequence[_Episode],
-    pool: ThreadPoolExecutor,
-    max_new_tokens: int,
-    max_context: int,
-    stats: RolloutStats,
-) -> None:
-    """Run a wave of episodes to their ends."""
+class _Play:
+    """All episodes of one call: some to come, some starting, speaking or acting, some over."""
 
-    def request(episode: _Episode) -> TurnRequest:
-        budget = max_new_tokens - sum(episode.sampled_mask)
-        return TurnRequest(episode.number, tuple(episode.token_ids), budget, episode.seed)
+    def __init__(
+        self,
+        agent: Agent,
+        to_come: Iterator[Episode],
+        max_new_tokens: int,
+        max_context: int,
+        tool_workers: int,
+        stats: RolloutStats,
+    ) -> None:
+        self._agent, self._to_come, self._stats = agent, to_come, stats
+        self._max_new_tokens, self._max_context = max_new_tokens, max_context
+        self._fixed = agent.pause_steps > 0  # who speaks when is a matter of tokens only
+        self._ahead = tool_workers  # environments that start before there is room for them
+        self._tools = ToolThreads(tool_workers, "tools")
+        self._closers = ToolThreads(tool_workers, "close")  # never behind tools that wait for room
+        self._starting: deque[Episode] = deque()
+        self._speaking: dict[int, Episode] = {}
+        self._acting: deque[Episode] = deque()  # in the order in which they spoke
+        self._over: dict[int, Trajectory] = {}
+        self._closing: list[Future[None]] = []
 
-    started = [pool.submit(_reset, episode) for episode in episodes]
-    for episode, future in zip(episodes, started, strict=True):
-        episode.acting = future
-    for episode, future in zip(episodes, started, strict=True):
-        messages = future.result()
-        episode.messages += messages
-        if not episode.error:
-            given = episode.prompt_ids
-            episode.extend(agent.chat.prompt_ids(messages) if given is None else given, None)
-            if len(episode.token_ids) >= max_context:
-                _stop(episode, StopReason.CONTEXT_OVERFLOW)
-    speaking = {e.number: e for e in episodes if e.env.stop_reason is None}
-    try:
-        if speaking:
-            agent.submit([request(e) for e in speaking.values()])
-        # Episodes whose tools run, in the order in which they come back.
-        paused: deque[tuple[int, _Episode, Future[tuple[Message, ...]]]] = deque()
-        while speaking or paused:
-            while paused and (not speaking or paused[0][0] <= agent.clock):
-                _, episode, future = paused.popleft()
-                waited = time.monotonic()
-                observation = future.result()
-                stats.tool_wait_s += time.monotonic() - waited
-                if episode.env.stop_reason is None:
-                    _observe(episode, agent, observation, max_new_tokens, max_context)
-                if episode.env.stop_reason is None:
-                    speaking[episode.number] = episode
-                    agent.submit([request(episode)])
-                else:
-                    agent.release(episode.number)
-            if not speaking:
-                continue
-            for turn in agent.advance(paused[0][0] if paused else None):
-                episode = speaking.pop(turn.episode)
-                _say(episode, turn)
-                if turn.end in _STOPS:
-                    _stop(episode, _STOPS[turn.end])
-                    agent.release(episode.number)
-                else:
-                    episode.acting = future = pool.submit(_act, episode, turn.message)
-                    paused.append((agent.clock + agent.pause_steps, episode, future))
-    except EngineError as error:
-        _let_finish(episodes)
+    def run(self) -> list[Trajectory]:
+        """Play them all; in the order of their numbers."""
+        try:
+            self._start()
+            while self._starting or self._speaking or self._acting:
+                try:
+                    self._go_on()
+                except EngineError as error:
+                    self._lose(error)
+                self._start()
+        finally:
+            self._close()
+        return [self._over[number] for number in sorted(self._over)]
+
+    def _go_on(self) -> None:
+        """Whoever can speaks, until a turn ends or somebody else can."""
+        ready: list[Episode] = []
+        heard = 0
+        for take_out in (self._back, self._begun):
+            for episode in take_out():
+                heard += 1
+                if self._hear(episode):
+                    self._speaking[episode.number] = episode
+                    ready.append(episode)
+        if ready:
+            self._agent.submit([episode.request(self._max_new_tokens) for episode in ready])
+        if self._speaking:
+            for turn in self._agent.advance(self._until()):
+                self._take(turn)
+        elif not heard:
+            could = [*self._acting, *(self._starting if self._room() else ())]
+            self._wait(lambda: any(map(self._settled, could)))
+
+    def _start(self) -> None:
+        """Start environments: as many as there is room for, and some ahead."""
+        while len(self._starting) < self._room() + self._ahead:
+            episode = next(self._to_come, None)
+            if episode is None:
+                return
+            episode.start(self._tools)
+            self._starting.append(episode)
+
+    def _room(self) -> int:
+        return self._agent.max_episodes - len(self._speaking) - len(self._acting)
+
+    def _back(self) -> list[Episode]:
+        """Take out those whose tools are done; with a fixed pause, those whose pause is over."""
+        back: list[Episode] = []
+        if not self._fixed:
+            return self._settled_of(self._acting, len(self._acting))
+        while self._acting and (
+            self._acting[0].due <= self._agent.clock or not (self._speaking or back)
+        ):
+            self._wait(lambda: self._settled(self._acting[0]))
+            back.append(self._acting.popleft())
+        return back
+
+    def _begun(self) -> list[Episode]:
+        """Take out new episodes for which there is room."""
+        room = min(self._room(), len(self._starting))
+        if not self._fixed:
+            return self._settled_of(self._starting, room)
+        self._wait(lambda: all(map(self._settled, islice(self._starting, room))))
+        return [self._starting.popleft() for _ in range(room)]
+
+    def _settled_of(self, episodes: deque[Episode], most: int) -> list[Episode]:
+        self._give_up_hanging()
+        settled = list(islice(filter(self._settled, episodes), most))
+        for episode in settled:
+            episodes.remove(episode)
+        return settled
+
+    def _settled(self, episode: Episode) -> bool:
+        return episode.hangs or episode.acting.done()
+
+    def _until(self) -> int | None:
+        """The step at which somebody else may speak, too."""
+        if self._fixed:
+            return self._acting[0].due if self._acting else None
+        waiting = self._acting or (self._starting and self._room())
+        return self._agent.clock + 1 if waiting else None
+
+    def _hear(self, episode: Episode) -> bool:
+        """Take in what the environment said; whether it is the agent's turn."""
+        env = episode.env
+        if episode.hangs:
+            env.stop(StopReason.TIMEOUT)
+        else:
+            try:
+                said = episode.acting.result()
+            except WORLD_ERRORS as error:
+                self._finish(episode, error)
+                return False
+            if env.stop_reason is None:
+                episode.read(said, self._ids(episode, said))
+                if len(episode.token_ids) >= self._max_context:
+                    env.stop(StopReason.CONTEXT_OVERFLOW)
+                elif sum(episode.sampled_mask) >= self._max_new_tokens:
+                    env.stop(StopReason.MAX_TOKENS)
+        if env.stop_reason is not None:
+            self._finish(episode)
+            return False
+        return True
+
+    def _ids(self, episode: Episode, said: Transcript) -> Sequence[int]:
+        if episode.messages:
+            return self._agent.chat.continuation_ids(said)
+        given = episode.prompt_ids
+        return self._agent.chat.prompt_ids(said) if given is None else given
+
+    def _take(self, turn: Turn) -> None:
+        """Hand a turn of the agent to its environment."""
+        episode = self._speaking.pop(turn.episode)
+        if turn.end is TurnEnd.LOST:
+            self._finish(episode, EngineError(turn.error))
+            return
+        episode.say(turn)
+        if turn.end in _STOPS:
+            episode.env.stop(_STOPS[turn.end])
+            self._finish(episode)
+        else:
+            episode.act(self._tools, turn.message)
+            episode.due = self._agent.clock + self._agent.pause_steps
+            self._acting.append(episode)
+
+    def _finish(self, episode: Episode, error: Exception | None = None) -> None:
+        """An episode is over; who hangs keeps its environment."""
+        self._over[episode.number] = episode.trajectory(self._agent.version, error)
+        self._agent.release(episode.number)
+        if not episode.hangs:
+            self._closing.append(self._closers.submit(episode.env.close))
+
+    def _lose(self, error: EngineError) -> None:
+        """The engine has lost its episodes; those that answered before may still be judged."""
+        self._let_finish(self._acting)
+        while self._acting:
+            episode = self._acting.popleft()
+            judged = not episode.acting.cancelled() and not self._hear(episode)
+            if not judged:
+                self._finish(episode, error)
+        for episode in self._speaking.values():
+            self._finish(episode, error)
+        self._speaking.clear()
+
+    def _let_finish(self, episodes: Iterable[Episode]) -> None:
+        """Wait for environments at work, which hold their sandboxes."""
         for episode in episodes:
-            if episode.env.stop_reason is None:
-                _fail(episode, error)
+            episode.acting.cancel()  # if it has not begun
+        self._wait(lambda: all(map(self._settled, episodes)))
 
+    def _wait(self, ready: Callable[[], bool]) -> None:
+        """Wait for tools while nobody speaks."""
+        started = time.monotonic()
+        while not ready():
+            at_work = [e.acting for e in (*self._acting, *self._starting) if not self._settled(e)]
+            wait(at_work, _POLL_S, FIRST_COMPLETED)
+            self._give_up_hanging()
+        self._stats.tool_wait_s += time.monotonic() - started
 
-def _reset(episode: _Episode) -> tuple[Message, ...]:
-    try:
-        messages, _ = episode.env.reset(seed=episode.task.seed, options={"task": episode.task})
-    except WORLD_ERRORS as error:
-        _fail(episode, error)
-        return ()
-    return messages
+    def _give_up_hanging(self) -> None:
+        for episode in (*self._acting, *self._starting):
+            if not self._settled(episode) and episode.env.overdue:
+                episode.give_up(self._tools)
 
-
-def _act(episode: _Episode, message: Message) -> tuple[Message, ...]:
-    """The environment's part of a turn, in a thread of its own."""
-    try:
-        return episode.env.step(message)[0]
-    except WORLD_ERRORS as error:
-        _fail(episode, error)
-        return ()
-
-
-def _let_finish(episodes: Sequence[_Episode]) -> None:
-    """Wait for environments at work: they write to their episodes, and hold their sandboxes."""
-    acting = [episode.acting for episode in episodes if episode.acting is not None]
-    for future in acting:
-        future.cancel()  # if it has not begun
-    wait(acting)
-
-
-def _say(episode: _Episode, turn: Turn) -> None:
-    episode.extend(turn.token_ids, turn.logprobs)
-    episode.messages.append(turn.message)
-
-
-def _observe(
-    episode: _Episode,
-    agent: Agent,
-    observation: tuple[Message, ...],
-    max_new_tokens: int,
-    max_context: int,
-) -> None:
-    episode.messages += observation
-    episode.extend(agent.chat.continuation_ids(observation), None)
-    if len(episode.token_ids) >= max_context:
-        _stop(episode, StopReason.CONTEXT_OVERFLOW)
-    elif sum(episode.sampled_mask) >= max_new_tokens:
-        _stop(episode, StopReason.MAX_TOKENS)
-
-
-def _stop(episode: _Episode, reason: StopReason) -> None:
-    episode.env.stop(reason)
-
-
-def _fail(episode: _Episode, error: Exception) -> None:
-    episode.env.stop(StopReason.ERROR)
-    episode.env.verdict = None
-    episode.error = f"{type(error).__name__}: {error}"
-
-
-def _trajectory(episode: _Episode, version: str) -> Trajectory:
-    reason = episode.env.stop_reason
-    if reason is None:
-        raise RuntimeError(f"episode {episode.task.id}#{episode.index} never ended")
-    return Trajectory(
-        task=episode.task,
-        index=episode.index,
-        token_ids=tuple(episode.token_ids),
-        sampled_mask=tuple(episode.sampled_mask),
-        logprobs=tuple(episode.logprobs),
-        messages=tuple(episode.messages),
-        verdict=episode.env.verdict,
-        stop_reason=reason,
-        adapter_version=version,
-        error=episode.error,
-    )
+    def _close(self) -> None:
+        """Close what is still open: something where an error of ours ended it all early."""
+        try:
+            self._let_finish([*self._acting, *self._starting])
+            for episode in (*self._speaking.values(), *self._acting, *self._starting):
+                self._agent.release(episode.number)
+                if not episode.hangs:
+                    self._closing.append(self._closers.submit(episode.env.close))
+        finally:
+            wait(self._closing)  # all of them, though one may fail
+            self._tools.close()
+            self._closers.close()
+        for future in self._closing:
+            future.result()

@@ -12,17 +12,22 @@ class TurnEnd(StrEnum):
     END_OF_TURN = "end_of_turn"
     MAX_TOKENS = "max_tokens"
     CONTEXT_OVERFLOW = "context_overflow"
+    LOST = "lost"
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One reply: the sampled tokens, each with the log-probability under which it was drawn."""
+    """One reply: the sampled tokens, each with the log-probability under which it was drawn.
+
+    Where the engine failed in this turn alone, `end` is LOST and `error` says why.
+    """
 
     episode: int
     message: Message
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     end: TurnEnd
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)

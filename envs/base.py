@@ -1,10 +1,12 @@
 """`ToolEnv`, the one multi-turn environment: a subclass gives tasks, tools and a grade."""
 
 import logging
+import math
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,6 +15,7 @@ import gymnasium
 from langchain_core.tools import BaseTool
 
 from envs.data import NoTasks, Rejected, read_tasks
+from envs.exclusive import alone
 from envs.spaces import MessageSpace, TranscriptSpace
 from envs.tasks import stable_seed
 from envs.tools import MalformedCall, call_tool, tool_message, tool_schemas
@@ -51,6 +54,9 @@ class ToolEnv(gymnasium.Env[Transcript, Message], ABC):
     A subclass sets `system_prompt`, `levels` and `default_level` and writes `make_tools`,
     `grade`, `generate_task` and `read_row`; `solution` and `corrupted` where a task's `answer` is
     no final message. Equal (seed, task) gives equal episodes.
+
+    Tools of several episodes run beside each other, in threads. One that cannot says so with
+    `metadata={"exclusive": True}`, or with a name that it shares with others; see `envs.exclusive`.
     """
 
     # Gymnasium's own name; its check_env asks for the frames per second of text, too.
@@ -96,6 +102,8 @@ class ToolEnv(gymnasium.Env[Transcript, Message], ABC):
         self.verdict: Verdict | None = None
         self.stop_reason: StopReason | None = None
         self.transcript: list[Message] = []
+        self._spent_s = 0.0
+        self._due = math.inf  # when what runs now must be done
 
     # What a subclass writes.
 
@@ -185,8 +193,9 @@ class ToolEnv(gymnasium.Env[Transcript, Message], ABC):
         self.current_task = task
         self.verdict = self.stop_reason = None
         self._turns = self._calls = self._malformed_turns = 0
+        with self._within(self.limits.max_episode_s):
+            self.start_episode(task)
         self._spent_s = 0.0
-        self.start_episode(task)
         self.transcript = [Message("system", self.system_prompt), Message("user", task.prompt)]
         return tuple(self.transcript), {"task": task.id}
 
@@ -197,16 +206,15 @@ class ToolEnv(gymnasium.Env[Transcript, Message], ABC):
         self._turns += 1
         self.transcript.append(action)
         if not action.tool_calls:
-            self.verdict = self.grade(self.current_task, action)
+            with self._within(self.limits.max_episode_s):
+                self.verdict = self.grade(self.current_task, action)
             self.stop_reason = StopReason.ANSWERED
             return (), self.verdict.reward, True, False, self._info()
         self._calls += len(action.tool_calls)
         if self._calls > self.limits.max_tool_calls:
             self.stop(StopReason.MAX_TOOL_CALLS)
             return (), 0.0, False, True, self._info()
-        started = time.monotonic()
         observation = self._run_tools(action)
-        self._spent_s += time.monotonic() - started
         self.transcript.extend(observation)
         if self._malformed_turns >= self.limits.max_malformed_turns:
             self.stop(StopReason.MALFORMED)
@@ -220,6 +228,15 @@ class ToolEnv(gymnasium.Env[Transcript, Message], ABC):
         """End the episode unanswered; what was cut off is a failure with its reason."""
         self.stop_reason = reason
         self.verdict = Verdict(0.0, False, f"The episode was stopped: {reason.value}.")
+
+    @property
+    def overdue(self) -> bool:
+        """Whether a tool, the verifier or the start of the episode runs beyond `max_episode_s`.
+
+        May be asked from another thread, which then gives the episode up: a thread that hangs
+        cannot be ended from outside.
+        """
+        return time.monotonic() > self._due
 
     def close(self) -> None:
         """End everything that the episode started; closing twice is allowed."""
@@ -236,8 +253,11 @@ class ToolEnv(gymnasium.Env[Transcript, Message], ABC):
     def _run_tools(self, action: Message) -> Transcript:
         observation, malformed = [], 0
         for call in action.tool_calls:
+            limit_s = max(self.limits.max_episode_s - self._spent_s, 0.0)
             try:
-                text = call_tool(self.tools, call, self.limits.max_observation_chars)
+                # Waiting for other episodes is no fault of this one.
+                with alone(self.tools.get(call.name), limit_s), self._within(limit_s):
+                    text = call_tool(self.tools, call, self.limits.max_observation_chars)
             except MalformedCall as error:
                 text, malformed = str(error), malformed + 1
             observation.append(tool_message(call, text))
@@ -245,6 +265,17 @@ class ToolEnv(gymnasium.Env[Transcript, Message], ABC):
             self._malformed_turns + 1 if malformed == len(action.tool_calls) else 0
         )
         return tuple(observation)
+
+    @contextmanager
+    def _within(self, limit_s: float) -> Iterator[None]:
+        """Count the time of what runs in here, and let `overdue` see when it is too much."""
+        started = time.monotonic()
+        self._due = started + limit_s
+        try:
+            yield
+        finally:
+            self._due = math.inf
+            self._spent_s += time.monotonic() - started
 
     def _info(self) -> dict[str, Any]:
         return {

@@ -7,9 +7,22 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Qwen3Config
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Cache,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+)
 
 import envs
 from agents import pocket
@@ -241,6 +254,30 @@ def test_groups_come_back_in_task_order_with_one_instance_each(chat: Chat) -> No
         assert all(t.task is group.task for t in group.trajectories)
 
 
+def tiny(kind: str, attention: str) -> torch.nn.Module:
+    """Random weights: with sliding windows of 8 tokens in some layers, in all, or in none."""
+    shape: dict[str, Any] = {
+        "vocab_size": 1024, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+        "attn_implementation": attention,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    if kind == "gemma3":
+        kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+        return Gemma3ForCausalLM(
+            Gemma3TextConfig(**shape, sliding_window=8, layer_types=kinds)
+        ).eval()
+    if kind == "mistral":
+        return MistralForCausalLM(MistralConfig(**shape, sliding_window=8)).eval()
+    model = LlamaForCausalLM(LlamaConfig(**shape))
+    if kind == "llama":
+        return model.eval()
+    adapted = get_peft_model(
+        model, LoraConfig(target_modules="all-linear", init_lora_weights=False)
+    )
+    return adapted.eval()
+
+
 class TestTransformersAgent:
     """The KV cache kept over turns changes nothing but the time."""
 
@@ -296,11 +333,70 @@ class TestTransformersAgent:
         assert len(trajectories) == 7
         assert stats.sampled_tokens == sum(t.sampled_tokens for t in trajectories)
 
+    @pytest.mark.parametrize("reproducible", [True, False])
+    def test_what_else_is_in_the_batch_changes_no_token(
+        self, model: torch.nn.Module, chat: Chat, reproducible: bool
+    ) -> None:
+        class Uneven(type(calculator())):  # type: ignore[misc]
+            def step(self, action: Any) -> Any:
+                time.sleep(0.02 * (self.current_task.seed % 4))
+                return super().step(action)
+
+        tasks = [calculator().task(seed) for seed in range(4)]
+        alone = play(self.agent(model, chat, max_episodes=1), tasks, group_size=3)
+        together = play(
+            self.agent(model, chat, max_episodes=5, reproducible=reproducible),
+            tasks,
+            group_size=3,
+            make_env=lambda: Uneven(),
+        )
+        for one, other in zip(alone, together, strict=True):
+            assert one.token_ids == other.token_ids
+            assert one.logprobs == pytest.approx(other.logprobs, abs=5e-5)
+
+    @pytest.mark.parametrize(
+        ("kind", "attention"),
+        [("gemma3", "sdpa"), ("gemma3", "eager"), ("llama", "sdpa"), ("mistral", "sdpa"),
+         ("lora", "sdpa")],
+    )  # fmt: skip
+    def test_uneven_turns_equal_a_forward_over_the_whole_transcript(
+        self, chat: Chat, kind: str, attention: str
+    ) -> None:
+        model = tiny(kind, attention)
+        agent = self.agent(model, chat, max_episodes=4)
+        rng = np.random.default_rng(0)
+        texts = [rng.integers(9, 1000, size=n).tolist() for n in (5, 5, 30, 17)]
+        texts[1] = texts[0]
+        turns = dict.fromkeys(range(4), 0)
+        logprobs: list[list[tuple[int, float]]] = [[] for _ in texts]
+        agent.submit([TurnRequest(i, t, 3 + 4 * i, i) for i, t in enumerate(texts)])
+        while turns:
+            for turn in agent.advance(agent.clock + 3):
+                i = turn.episode
+                start = len(texts[i])
+                logprobs[i] += list(zip(range(start, start + 99), turn.logprobs, strict=False))
+                texts[i] = [*texts[i], *turn.token_ids]
+                turns[i] += 1
+                if turns[i] == 3:
+                    agent.release(i)
+                    del turns[i]
+                else:
+                    # What it reads next: a few tokens one by one, or many in a chunk.
+                    texts[i] += rng.integers(9, 1000, size=(2, 40)[(i + turns[i]) % 2]).tolist()
+                    agent.submit([TurnRequest(i, texts[i], 5, i)])
+        for ids, said in zip(texts, logprobs, strict=True):
+            with torch.no_grad():
+                whole = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            assert len(said) >= 11
+            for place, logprob in said:
+                assert logprob == pytest.approx(float(whole[place - 1, ids[place]]), abs=5e-5)
+
     def test_the_cache_goes_with_the_last_episode(self, model: torch.nn.Module, chat: Chat) -> None:
         agent = self.agent(model, chat)  # kept, as training keeps it while it updates
         play(agent, group_size=2, max_new_tokens=20)
         gc.collect()
-        caches = [each for each in gc.get_objects() if type(each) is DynamicCache]
+        caches = [each for each in gc.get_objects() if issubclass(type(each), Cache)]
+        assert caches
         assert all(cache.get_seq_length() == 0 for cache in caches)
 
     @pytest.mark.parametrize("max_context", [100, 104, 120])
@@ -337,18 +433,21 @@ class TestTransformersAgent:
         assert trajectory.stop_reason is StopReason.ERROR
         assert "lower rollout.max_concurrent" in trajectory.error
 
-    @pytest.mark.parametrize(
-        ("layers", "holes"),
-        [(None, True), (["full_attention"], True), (["full_attention", "linear_attention"], False),
-         (["sliding_attention", "full_attention"], False)],
-    )  # fmt: skip
-    def test_rows_pause_only_where_a_hole_in_the_cache_is_harmless(
-        self, chat: Chat, layers: list[str] | None, holes: bool
+    @pytest.mark.parametrize("layer", ["linear_attention", "chunked_attention"])
+    def test_layers_that_keys_by_position_do_not_serve_are_refused(
+        self, chat: Chat, layer: str
     ) -> None:
-        text = SimpleNamespace(layer_types=layers)
+        text = SimpleNamespace(layer_types=["full_attention", layer], model_type="odd")
         model = torch.nn.Linear(1, 1)
         model.config = SimpleNamespace(get_text_config=lambda: text)  # type: ignore[assignment]
-        assert (self.agent(model, chat).pause_steps > 0) is holes
+        with pytest.raises(ValueError, match=f"odd has layers of type {layer}.*use vLLM"):
+            self.agent(model, chat)
+
+    def test_an_attention_that_takes_no_masks_is_refused(self, chat: Chat) -> None:
+        model = torch.nn.Linear(1, 1)
+        model.config = SimpleNamespace(_attn_implementation="flash_attention_2")  # type: ignore[assignment]
+        with pytest.raises(ValueError, match="load the model with attn_implementation sdpa"):
+            self.agent(model, chat)
 
     def test_greedy_decoding_by_low_temperature_equals_transformers_generate(
         self, model: torch.nn.Module, chat: Chat
