@@ -11,9 +11,10 @@ from agents.types import Trajectory, TrajectoryGroup
 from envs.tasks import stable_seed
 from mopd import losses
 from mopd.config import Config
+from mopd.head import student_support, token_logprobs
 from mopd.peers import PeerContext, build_peer_contexts
 from mopd.prompts import Chat, teacher_prompts
-from mopd.scoring import Scored, in_chunks, sampled_ids, scaled_logits
+from mopd.scoring import Scored, sampled_ids
 from mopd.teacher import Teacher
 
 
@@ -100,6 +101,8 @@ class Mopd:
                             truncated=prompt.truncated,
                         )
                     )
+        numbers = range(len(groups))
+        self._teacher.expect([[row.taught for row in rows if row.group == n] for n in numbers])
         return tuple(rows)
 
     def loss(
@@ -107,38 +110,22 @@ class Mopd:
     ) -> TokenLoss:
         """Equation of mopd.md: w * D_alpha(p_S || p_T) on the student's top-k and a tail."""
         config, temperature = self._config.loss, self._config.rollout.temperature
-        vocabulary = head.out_features
         tokens_N = sampled_ids([row.scored for row in rows], hidden_NH.device)
-
-        def support(hidden: torch.Tensor) -> torch.Tensor:
-            return losses.support(scaled_logits(head, hidden, temperature), config.top_k)
-
-        with torch.no_grad():
-            ids_NK = in_chunks(support, vocabulary, hidden_NH.detach())
+        student = student_support(head, hidden_NH, tokens_N, config.top_k, temperature)
         teacher_NK1 = self._teacher.score(
-            [row.taught for row in rows], torch.cat([ids_NK, tokens_N[:, None]], 1)
+            [row.taught for row in rows], torch.cat([student.ids_NK, tokens_N[:, None]], 1)
         )
-        teacher_NS = losses.on_support(teacher_NK1[:, :-1], vocabulary, config.tail)
-        sampled_N = sampling_logprobs(rows, hidden_NH.device)
-
-        def token_loss(
-            hidden: torch.Tensor,
-            ids: torch.Tensor,
-            teacher: torch.Tensor,
-            tokens: torch.Tensor,
-            sampled: torch.Tensor,
-        ) -> torch.Tensor:
-            logits = scaled_logits(head, hidden, temperature)
-            student = losses.support_logprobs(logits, ids, config.tail)
-            per_token = losses.divergence(student, teacher, config.divergence, config.alpha)
-            if config.importance_clip is None:
-                return per_token
-            now = logits.detach().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
-            return losses.importance_weight(now, sampled, config.importance_clip) * per_token
-
-        loss_N = in_chunks(
-            token_loss, vocabulary, hidden_NH, ids_NK, teacher_NS, tokens_N, sampled_N
+        loss_N = losses.divergence(
+            losses.on_support(student.logprobs_NK, head.out_features, config.tail),
+            losses.on_support(teacher_NK1[:, :-1], head.out_features, config.tail),
+            config.divergence,
+            config.alpha,
         )
+        if config.importance_clip is not None:
+            sampled_N = sampling_logprobs(rows, hidden_NH.device)
+            loss_N = loss_N * losses.importance_weight(
+                student.sampled_N, sampled_N, config.importance_clip
+            )
         return TokenLoss(loss_N, teacher_NK1[:, -1])
 
 
@@ -170,12 +157,7 @@ class Grpo:
         """The clipped surrogate of PPO with the group's advantage at every token."""
         temperature = self._config.rollout.temperature
         tokens_N = sampled_ids([row.scored for row in rows], hidden_NH.device)
-
-        def now_of(hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-            logits = scaled_logits(head, hidden, temperature)
-            return logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
-
-        now_N = in_chunks(now_of, head.out_features, hidden_NH, tokens_N)
+        now_N = token_logprobs(head, hidden_NH, tokens_N, temperature)
         advantage_N = torch.tensor(
             [row.advantage for row in rows for _ in range(row.trajectory.sampled_tokens)],
             device=hidden_NH.device,

@@ -1,13 +1,12 @@
-"""From token sequences to the hidden states and log-probabilities of their sampled tokens."""
+"""From token sequences to the hidden states that predict their sampled tokens."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache, PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
-MAX_LOGITS = 2**26  # elements of one chunk of logits: 256 MiB in float32
+from mopd.tree_forward import right_padded, tree_hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,103 +33,46 @@ def sampled_ids(rows: Sequence[Scored], device: torch.device) -> torch.Tensor:
 def sampled_hidden(model: torch.nn.Module, rows: Sequence[Scored]) -> torch.Tensor:
     """hidden_NH, the last hidden states that predict the sampled tokens, row by row.
 
-    One right-padded forward through `model` itself, so that the hooks of DDP see it; gradients
-    flow. A sampled token at position p is predicted by the state at p - 1.
+    One right-padded forward through `model` itself, so that the hooks of DDP and FSDP see it;
+    gradients flow. A sampled token at position p is predicted by the state at p - 1.
     """
     device = next(model.parameters()).device
-    lengths = [len(row.context_ids) + len(row.response_ids) for row in rows]
-    ids_BT = torch.zeros(len(rows), max(lengths), dtype=torch.long)
-    attend_BT, predict_BT = torch.zeros_like(ids_BT), torch.zeros_like(ids_BT, dtype=torch.bool)
-    for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        ids_BT[i, :length] = torch.tensor([*row.context_ids, *row.response_ids])
-        attend_BT[i, :length] = 1
+    ids_BT, _ = right_padded([torch.tensor([*r.context_ids, *r.response_ids]) for r in rows])
+    predict_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
+    for i, row in enumerate(rows):
         start = len(row.context_ids) - 1
         predict_BT[i, start : start + len(row.mask)] = torch.tensor(row.mask)
-    output = model(
-        input_ids=ids_BT.to(device),
-        attention_mask=attend_BT.to(device),
-        use_cache=False,
-        output_hidden_states=True,
-        logits_to_keep=1,
+    states_BTH: list[torch.Tensor] = []
+    # Asked for its hidden states, the model would hold those of every layer.
+    handle = backbone_of(model).register_forward_hook(
+        lambda _module, _inputs, output: states_BTH.append(output.last_hidden_state)
     )
-    hidden: torch.Tensor = output.hidden_states[-1][predict_BT.to(device)]
-    return hidden
+    try:
+        # No mask: the padding stands behind, where causality hides it.
+        model(input_ids=ids_BT.to(device), use_cache=False, logits_to_keep=1)
+    finally:
+        handle.remove()
+    return states_BTH[0][predict_BT.to(device)]
 
 
-@torch.no_grad()
-def shared_context_hidden(
+def backbone_of(model: torch.nn.Module) -> torch.nn.Module:
+    """A causal language model without its head, whatever wraps it: PEFT, DDP."""
+    causal = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    return causal.base_model
+
+
+def shared_hidden(
     backbone: torch.nn.Module, config: PreTrainedConfig, rows: Sequence[Scored]
 ) -> torch.Tensor:
-    """hidden_NH as `sampled_hidden`, without gradients and with each distinct context run once.
+    """hidden_NH as `sampled_hidden`, without gradients and with each shared prefix run once.
 
-    Contexts are prefilled left-padded; their KV cache is copied to the rows that share one;
-    the responses follow right-padded. The context's last state predicts the first response
-    token. `backbone` is the model without its head.
+    `backbone` is the model without its head; see `tree_hidden`.
     """
-    device = next(backbone.parameters()).device
-    contexts = list(dict.fromkeys(tuple(row.context_ids) for row in rows))
-    longest, width = max(map(len, contexts)), max(len(row.response_ids) for row in rows)
-    ids_CT = torch.zeros(len(contexts), longest, dtype=torch.long)
-    attend_CT = torch.zeros_like(ids_CT)
-    for i, context in enumerate(contexts):
-        ids_CT[i, longest - len(context) :] = torch.tensor(context)
-        attend_CT[i, longest - len(context) :] = 1
-    ids_BT = torch.zeros(len(rows), width, dtype=torch.long)
-    attend_BT, sampled_BT = torch.zeros_like(ids_BT), torch.zeros_like(ids_BT, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids_BT[i, : len(row.response_ids)] = torch.tensor(row.response_ids)
-        attend_BT[i, : len(row.response_ids)] = 1
-        sampled_BT[i, : len(row.mask)] = torch.tensor(row.mask)
-    place = {context: i for i, context in enumerate(contexts)}
-    of_row = torch.tensor([place[tuple(row.context_ids)] for row in rows])
-
-    was_training = backbone.training
-    backbone.eval()  # gradient checkpointing would switch the cache off
-    try:
-        cache = DynamicCache(config=config)
-        positions_CT = (attend_CT.cumsum(1) - 1).clamp(min=0)
-        prefix = backbone(
-            input_ids=ids_CT.to(device),
-            attention_mask=attend_CT.to(device),
-            position_ids=positions_CT.to(device),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1:]
-        cache.batch_select_indices(of_row.to(device))
-        attend = torch.cat([attend_CT[of_row], attend_BT], 1)
-        positions_BT = positions_CT[of_row, -1:] + 1 + torch.arange(width)
-        states = backbone(
-            input_ids=ids_BT.to(device),
-            attention_mask=attend.to(device),
-            position_ids=positions_BT.to(device),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-    finally:
-        backbone.train(was_training)
-    predicting = torch.cat([prefix[of_row.to(device)], states[:, :-1]], 1)
-    return predicting[sampled_BT.to(device)]
-
-
-def scaled_logits(
-    head: torch.nn.Linear, hidden_NH: torch.Tensor, temperature: float
-) -> torch.Tensor:
-    """logits_NV at the temperature of sampling, in float32."""
-    logits_NV: torch.Tensor = head(hidden_NH)
-    return logits_NV.float() / temperature
-
-
-def in_chunks(
-    function: Callable[..., torch.Tensor], vocabulary: int, *tensors: torch.Tensor
-) -> torch.Tensor:
-    """`function` over slices of the token axis, so that few logits exist at a time.
-
-    Inside a gradient, chunks are recomputed in the backward pass instead of being kept.
-    """
-    size = max(1, MAX_LOGITS // vocabulary)
-    if len(tensors[0]) <= size:
-        return function(*tensors)
-    pieces = zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)
-    if not torch.is_grad_enabled():
-        return torch.cat([function(*piece) for piece in pieces])
-    return torch.cat([checkpoint(function, *piece, use_reentrant=False) for piece in pieces])
+    sequences, wanted = [], []
+    for row in rows:
+        start = len(row.context_ids) - 1
+        positions = [start + j for j, sampled in enumerate(row.mask) if sampled]
+        behind = positions[-1] + 1 if positions else 0  # nothing asks for what follows
+        sequences.append((*row.context_ids, *row.response_ids)[:behind])
+        wanted.append(positions)
+    return tree_hidden(backbone, config, sequences, wanted)

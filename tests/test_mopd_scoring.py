@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from envs.types import StopReason, Task
 from mopd import losses
 from mopd.config import Config, LoraSection, LossSection, ModelSection, PeersSection, TeacherSection
 from mopd.objectives import Grpo, Mopd, Row
-from mopd.scoring import Scored, sampled_hidden, sampled_ids, shared_context_hidden
+from mopd.scoring import Scored, sampled_hidden, sampled_ids, shared_hidden
 from mopd.student import (
     STUDENT,
     TEACHER,
@@ -96,7 +97,7 @@ def test_batched_states_predict_what_each_row_alone_predicts(student: PeftModel)
         wanted = torch.cat([naive_logits(student, row) for row in ROWS])
         batched = head(sampled_hidden(student, ROWS))
         base = student.get_base_model()
-        shared = head(shared_context_hidden(base.base_model, base.config, ROWS))
+        shared = head(shared_hidden(base.base_model, base.config, ROWS))
     torch.testing.assert_close(batched, wanted, atol=2e-4, rtol=0)
     torch.testing.assert_close(shared, wanted, atol=2e-4, rtol=0)
 
@@ -176,6 +177,42 @@ def test_a_request_with_another_number_of_positions_is_refused(student: PeftMode
         teacher.score(ROWS, torch.zeros(6, 2, dtype=torch.long))
 
 
+def test_a_group_scored_in_parts_shares_its_prefixes_all_the_same(student: PeftModel) -> None:
+    context = tuple(range(5, 205))
+    group = [Scored(context, (8 + i, 9, 10), (True, False, True)) for i in range(4)]
+    other = Scored((*context, 7), (8, 9, 10), (True, True, True))
+    ids_NK = torch.arange(11 * 2).view(11, 2)
+    teacher = LocalTeacher(student, TeacherSection(), temperature=1.0)
+    wanted = teacher.score([*group, other], ids_NK)
+    computed: list[int] = []
+    embeddings = student.get_base_model().get_input_embeddings()
+    handle = embeddings.register_forward_hook(
+        lambda _module, inputs, _output: computed.append(inputs[0].numel())
+    )
+    teacher.expect([group, [other]])
+    parts = [([group[0]], 0, 2), (group[1:3], 2, 6), ([group[3], other], 6, 11)]
+    got = torch.cat([teacher.score(rows, ids_NK[start:end]) for rows, start, end in parts])
+    handle.remove()
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=0)
+    # the context once for the group, and once more, with the other row's own token
+    assert sum(computed) < 2 * len(context) + 4 * 3 + 4
+
+
+def test_what_a_teacher_put_aside_is_gone_with_the_next_step(student: PeftModel) -> None:
+    rows = [Scored(tuple(range(5, 105)), (8 + i, 9), (True, True)) for i in range(2)]
+    ids_NK = torch.arange(4).view(2, 2)
+    teacher = LocalTeacher(student, TeacherSection(), temperature=1.0)
+    teacher.expect([rows])
+    before = teacher.score(rows[:1], ids_NK)
+    with torch.no_grad():
+        for name, parameter in student.named_parameters():
+            if f"lora_B.{TEACHER}" in name:
+                parameter.mul_(-1.0)
+    teacher.expect([rows])
+    after = teacher.score(rows[:1], ids_NK)
+    assert not torch.allclose(before, after, atol=1e-3)
+
+
 def test_scoring_leaves_the_student_trainable_and_the_teacher_frozen(student: PeftModel) -> None:
     for kind in ("ema", "base", "live"):
         LocalTeacher(student, TeacherSection(kind=kind), 1.0).score(
@@ -201,12 +238,22 @@ def test_the_ema_teacher_starts_as_a_copy_and_moves_a_twentieth_of_the_way() -> 
         torch.testing.assert_close(named[b], before[b] + 0.05, atol=1e-6, rtol=0)
 
 
+class Unasked:
+    """A teacher of whom nobody asks a score."""
+
+    def expect(self, groups: Sequence[Sequence[Scored]]) -> None:
+        pass
+
+    def score(self, rows: Sequence[Scored], ids_NK: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("asked for a score")
+
+
 class TestTheTeachersView:
     """What the teacher is shown, token by token."""
 
     def rows(self, group: TrajectoryGroup, chat: Chat, **peers: object) -> tuple[Row, ...]:
         config = Config(peers=PeersSection(**peers))
-        return Mopd(config, chat, teacher=None).rows([group], step=1)  # type: ignore[arg-type]
+        return Mopd(config, chat, Unasked()).rows([group], step=1)
 
     def test_the_response_is_the_sampled_one_verbatim(
         self, group: TrajectoryGroup, chat: Chat
