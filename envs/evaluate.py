@@ -12,6 +12,7 @@ from envs.command import Parser, whole_number
 
 if TYPE_CHECKING:
     from agents.base import Agent
+    from agents.by_message import Speaker
     from envs.base import Split, ToolEnv
     from envs.types import Task
     from mopd.config import Config
@@ -96,15 +97,14 @@ def prepare_evaluation(given: dict[str, Any]) -> Callable[[], int]:
     config = configure(given)
     from mopd.evaluate import held_out_tasks
     from mopd.evaluation_file import EvaluationFile, Header
-    from mopd.experiment import preflight, quiet_libraries
+    from mopd.experiment import preflight_rollouts, quiet_libraries
     from mopd.player import adapter_digest, load_agent
-    from mopd.student import load_tokenizer
     from mopd.worlds import task_source
 
     quiet_libraries()
     adapter = given.get("adapter")
     digest = adapter_digest(adapter) if adapter else None
-    preflight(config)
+    preflight_rollouts(config, "held_out")
     env = task_source(config, "held_out")
     tasks = held_out_tasks(env, config.eval.tasks)
     header = Header.of(config, tasks, adapter, digest)
@@ -114,7 +114,7 @@ def prepare_evaluation(given: dict[str, Any]) -> Callable[[], int]:
         outcomes = file.go_on(header)
     elif file:
         file.refuse_existing()
-    agent = load_agent(config, adapter, env, load_tokenizer(config.model))
+    agent = load_agent(config, adapter, env)
     if file and "resume" not in given:
         file.begin(header)
     return lambda: evaluate(config, header, env, tasks, agent, file, outcomes)
@@ -125,7 +125,7 @@ def evaluate(
     header: "Header",
     env: "ToolEnv",
     tasks: "Sequence[Task]",
-    agent: "Agent",
+    agent: "Agent | Speaker",
     file: "EvaluationFile | None",
     outcomes: "Outcomes",
 ) -> int:
@@ -135,6 +135,7 @@ def evaluate(
     from mopd.evaluate import play_places
     from mopd.evaluation_report import outcome_of, rows, summarise
     from mopd.live import open_view
+    from mopd.player import close_agent
     from mopd.sheet import show_sheet
     from mopd.worlds import env_factory
 
@@ -153,6 +154,7 @@ def evaluate(
                 outcomes |= {(o.task, o.index): o for o in map(outcome_of, batch)}
                 succeeded = sum(bool(o.success) for o in outcomes.values())
                 view.phase(f"{len(outcomes)} of {len(places)} rollouts, {succeeded} succeeded")
+    close_agent(agent)
     env.close()
     numbers = summarise(outcomes, header.task_ids, config.eval.samples)
     level = env.level if env.rows is None else None

@@ -13,6 +13,7 @@ from envs.command import Parser
 
 if TYPE_CHECKING:
     from agents.base import Agent
+    from agents.by_message import Speaker
     from agents.types import Trajectory
     from envs.base import ToolEnv
     from envs.types import Message, Task
@@ -114,18 +115,17 @@ def open_task(given: dict[str, Any], config: "Config") -> tuple["ToolEnv", "Task
     return env, env.task(number)
 
 
-def open_agent(given: dict[str, Any], config: "Config", env: "ToolEnv") -> "Agent":
+def open_agent(given: dict[str, Any], config: "Config", env: "ToolEnv") -> "Agent | Speaker":
     """The model that plays."""
-    from mopd.experiment import preflight, quiet_libraries
+    from mopd.experiment import preflight_rollouts, quiet_libraries
     from mopd.player import adapter_digest, load_agent
-    from mopd.student import load_tokenizer
 
     quiet_libraries()
     adapter = given.get("adapter")
     if adapter is not None:
         adapter_digest(adapter)
-    preflight(config)
-    return load_agent(config, adapter, env, load_tokenizer(config.model))
+    preflight_rollouts(config, given.get("split", "held_out"))
+    return load_agent(config, adapter, env)
 
 
 def play_human(env: "ToolEnv", task: "Task") -> "Trajectory":
@@ -161,12 +161,18 @@ def play_human(env: "ToolEnv", task: "Task") -> "Trajectory":
 
 
 def play_model(
-    given: dict[str, Any], config: "Config", env: "ToolEnv", task: "Task", agent: "Agent"
+    given: dict[str, Any],
+    config: "Config",
+    env: "ToolEnv",
+    task: "Task",
+    agent: "Agent | Speaker",
 ) -> "Trajectory":
     """The rollout of a training run, of one episode, which somebody follows."""
+    from agents.by_message import Speaker, play_episode
     from agents.rollout import rollout_groups
     from agents.stage import Scribe
     from agents.watched import WatchedAgent
+    from mopd.player import close_agent
 
     scribe = Scribe()
     waits = sys.stdin.isatty() and sys.stdout.isatty() and "no_pause" not in given
@@ -179,6 +185,8 @@ def play_model(
         for message in messages:
             print(scribe.text(message), flush=True)
 
+    if isinstance(agent, Speaker):
+        return play_episode(agent, env, task, seed=config.seed, see=see, pause=pause)
     watched = WatchedAgent(agent, env, see, pause)
     (group,) = rollout_groups(
         watched,
@@ -190,6 +198,7 @@ def play_model(
         max_context=config.rollout.max_context,
     )
     watched.catch_up()
+    close_agent(agent)
     return group.trajectories[0]
 
 

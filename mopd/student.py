@@ -1,5 +1,6 @@
 """The student: a frozen base model with LoRA adapters, one that learns and maybe a teacher's."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import (
 
 from agents import pocket
 from mopd.config import LoraSection, ModelSection
+from mopd.kernels import attention_of, speed_up
 from mopd.scoring import Scored, sampled_hidden
 
 STUDENT, TEACHER = "student", "teacher"
@@ -87,9 +89,13 @@ def load_student(model: ModelSection, lora: LoraSection, *, seed: int) -> PeftMo
     path = model_path(model.name)
     # Any: the decorators of transformers hide the signature of `to`.
     base: Any = AutoModelForCausalLM.from_pretrained(
-        path, config=_without_dropout(path), dtype=dtype_of(model, device)
+        path,
+        config=_without_dropout(path),
+        dtype=dtype_of(model, device),
+        attn_implementation=attention_of(model),
     )
     base.to(device)
+    speed_up(base, model)
     _check_head(base, model.name)
     if model.gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
@@ -151,6 +157,15 @@ def blend_teacher(student: PeftModel, rate: float) -> None:
     for name, parameter in named.items():
         if f".{TEACHER}." in name:
             parameter.lerp_(named[name.replace(f".{TEACHER}.", f".{STUDENT}.")], rate)
+
+
+def save_adapter(student: PeftModel, path: Path) -> None:
+    """Write the student's adapter where PEFT and vLLM expect one."""
+    aside = path.with_name(path.name + ".partial")
+    student.save_pretrained(str(aside), selected_adapters=[STUDENT])
+    shutil.rmtree(path, ignore_errors=True)
+    (aside / STUDENT).rename(path)
+    shutil.rmtree(aside)
 
 
 @contextmanager

@@ -1,10 +1,19 @@
 """Fixtures that several test files share."""
 
+import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs vLLM's engine where it is not installed."""
+    if importlib.util.find_spec("vllm") is None:
+        for item in items:
+            if item.get_closest_marker("vllm"):
+                item.add_marker(pytest.mark.skip(reason="vLLM is not installed: make test-vllm"))
 
 
 @pytest.fixture(scope="session")

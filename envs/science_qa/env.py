@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from langchain_core.tools import BaseTool
@@ -12,6 +13,8 @@ from envs.science_qa import formats, problems, solutions
 from envs.science_qa.quantity import Quantity, grade_quantity
 from envs.science_qa.tools import choose
 from envs.types import Message, Task, Verdict
+
+PROCEDURAL = ("calculate", "convert_units", "element")  # the tools of generated problems
 
 
 class ScienceQAEnv(ToolEnv):
@@ -25,7 +28,8 @@ class ScienceQAEnv(ToolEnv):
         `calculate(expression)`; `convert_units(value, from_unit, to_unit)` by pint; `element(name)`
         by periodictable; `constant(name)`, CODATA's, by scipy; `molecule(smiles)` by RDKit. A tool
         whose library is missing is not offered: the last two come with the extra `science`.
-        Procedural tasks need the first three. `tools` names those to offer, in place of all.
+        Procedural tasks come with the first three, which they need, whatever is installed.
+        `tools` names those to offer instead.
     Reward:
         1 where the text between the last `<answer>` and the next `</answer>` is right, else 0.
         Multiple choice, of all three, by SciKnowEval's published rule: it is the letter and nothing
@@ -46,9 +50,17 @@ class ScienceQAEnv(ToolEnv):
     default_level = 2
     formats = formats.FORMATS
 
-    def __init__(self, *, tools: Sequence[str] | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        tools: Sequence[str] | None = None,
+        data: str | Path | None = None,
+        **options: Any,
+    ) -> None:
+        if tools is None and data is None:
+            tools = PROCEDURAL
         self._offered = choose(tools)
-        super().__init__(**options)
+        super().__init__(data=data, **options)
 
     def make_tools(self) -> Sequence[BaseTool]:
         """They keep no state."""
