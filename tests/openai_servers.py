@@ -47,8 +47,7 @@ def serving(handle: Handler) -> Iterator[str]:
         def log_message(self, format: str, *arguments: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Requests)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), Requests)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -57,6 +56,11 @@ def serving(handle: Handler) -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # five, else: with more at once, connections are reset
 
 
 class Proxy:
