@@ -400,7 +400,7 @@ def test_no_descriptor_and_no_folder_is_left_behind(backend: str) -> None:
     gc.collect()
     before = set(os.listdir("/proc/self/fd"))
     use()
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/proc/self/fd")) <= before  # what an earlier test left may go meanwhile
 
 
 def test_many_threads_use_sessions_of_one_sandbox_at_the_same_time(backend: str) -> None:
