@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ class ServerAgent:
         """Send the turns."""
         model = self._adapter.name if self._adapter else self._base
         for request in requests:
-            future = self._threads.submit(lambda r=request: self._turn(model, r))  # type: ignore[misc]
+            future = self._threads.submit(partial(self._turn, model, request))
             self._asked[future] = request.episode
 
     def advance(self, until: int | None = None) -> list[Turn]:

@@ -46,7 +46,7 @@ class Case:
 
     def of(self, model: str, **changes: int) -> "Case":
         """The same with another model, and other changes."""
-        return replace(self, model=model, **changes)  # type: ignore[arg-type]
+        return replace(self, model=model, **changes)  # type: ignore[arg-type]  # all fields but `model` are int
 
     def prompts(self) -> list[list[int]]:
         """One for each episode; those of a group are equal, and no two others begin alike."""
@@ -252,7 +252,7 @@ def played_by_trl(tasks: int) -> tuple[float, int, float]:
 
     model, chat = load(Case(0, 0, 0, 0))
     tokenizer = chat.tokenizer
-    tokenizer.response_template = trl.RESPONSE_TEMPLATE  # type: ignore[attr-defined]
+    tokenizer.response_template = trl.RESPONSE_TEMPLATE  # type: ignore[attr-defined]  # TRL's own
     factory = trl.trl_environment("calculator")
     rows = list(trl.dataset(factory, tasks))
     with tempfile.TemporaryDirectory() as folder:

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from peak import peak_gib
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, Gemma3TextConfig
+from teacher_scoring import GEMMA
+from transformers import AutoModelForCausalLM
 
 from agents.types import Trajectory
 from envs.types import StopReason, Task, Verdict
@@ -23,18 +24,6 @@ from mopd.objectives import Mopd, Row
 from mopd.scoring import sampled_hidden
 from mopd.student import STUDENT, add_teacher_adapter
 from mopd.teacher import LocalTeacher
-
-GEMMA = Gemma3TextConfig(
-    vocab_size=262_144,
-    hidden_size=640,
-    intermediate_size=2048,
-    num_hidden_layers=18,
-    num_attention_heads=4,
-    num_key_value_heads=1,
-    head_dim=256,
-    sliding_window=512,
-    query_pre_attn_scalar=256,
-)
 
 
 def main() -> None:
