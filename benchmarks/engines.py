@@ -1,8 +1,9 @@
 """vLLM: episodes that wait for nobody against lockstep, with tools of different slowness.
 
 `.venv-vllm/bin/python benchmarks/engines.py`: both ways have the same prompts, the same lengths of
-turns, which differ as those of a real model do, and the same tools, which sleep. In lockstep a turn
-begins when all tools of the turn before are done.
+turns, and the same tools, which sleep between turns. Most turns are short and some are ten times
+as long, as those of agents are. In lockstep a turn begins when all tools of the turn before are
+done.
 """
 
 import argparse
@@ -30,9 +31,9 @@ SLOWEST_S = (0.0, 0.25, 0.5, 1.0)  # tools take from 0 to so long
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python benchmarks/engines.py")
-    parser.add_argument("--episodes", type=int, default=64)
+    parser.add_argument("--episodes", type=int, default=32)
     parser.add_argument("--turns", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=30, help="of a turn, on average")
+    parser.add_argument("--tokens", type=int, default=8, help="of the shortest turns")
     parser.add_argument("--observation", type=int, default=20, help="tokens between turns")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
@@ -46,10 +47,10 @@ def main() -> None:
     ]
     rng = random.Random(0)
     lengths = [
-        [rng.randint(args.tokens // 3, args.tokens * 5 // 3) for _ in range(args.turns)]
+        [int(args.tokens * min(12, rng.paretovariate(1.1))) for _ in range(args.turns)]
         for _ in prompts
     ]
-    shares = [[rng.random() for _ in range(args.turns)] for _ in prompts]
+    shares = [[rng.random() for _ in range(args.turns - 1)] for _ in prompts]
     options = EngineOptions(
         model=str(pocket.PATH),
         dtype="float32",
@@ -60,7 +61,11 @@ def main() -> None:
         adapter_rank=None,
     )
     agent = VllmAgent(options, chat, reproducible=False)
-    print(f"{args.episodes} episodes x {args.turns} turns of some {args.tokens} tokens")
+    drawn = sorted(length for turns in lengths for length in turns)
+    print(
+        f"{args.episodes} episodes x {args.turns} turns of {drawn[0]} to {drawn[-1]} tokens, "
+        f"median {statistics.median(drawn):g}"
+    )
     print(f"{'tools, seconds':<18}{'lockstep':>10}{'continuous':>12}{'ratio':>8}")
     rows: list[dict[str, float]] = []
     try:
@@ -99,7 +104,8 @@ def lockstep(
             for said in agent.advance():
                 transcripts[said.episode] += [*said.token_ids, *observation]
                 speaking -= 1
-        time.sleep(max(tools[i][turn] for i in range(len(prompts))))
+        if turn < len(tools[0]):
+            time.sleep(max(slow[turn] for slow in tools))
 
 
 def continuous(
@@ -119,17 +125,17 @@ def continuous(
         while at_work and at_work[0][0] <= now:
             _, i = heapq.heappop(at_work)
             turns[i] += 1
-            if turns[i] == len(lengths[i]):
-                left -= 1
-                continue
             agent.submit([TurnRequest(i, transcripts[i], lengths[i][turns[i]], i)])
             speaking += 1
         if speaking:
             for said in agent.advance(agent.clock + 1 if at_work else None):
                 i = said.episode
+                speaking -= 1
+                if turns[i] == len(tools[i]):
+                    left -= 1
+                    continue
                 transcripts[i] += [*said.token_ids, *observation]
                 heapq.heappush(at_work, (time.perf_counter() + tools[i][turns[i]], i))
-                speaking -= 1
         elif at_work:
             time.sleep(max(0.0, at_work[0][0] - time.perf_counter()))
 

@@ -38,7 +38,7 @@ class Limits:
     wall_s: float = 5.0
     cpu_s: float = 5.0
     memory_bytes: int = 512 * 2**20
-    max_output_bytes: int = 64 * 2**10
+    max_output_bytes: int = 2**20  # contests expect outputs of hundreds of kilobytes
     max_file_bytes: int = 16 * 2**20
     disk_bytes: int = 64 * 2**20
 

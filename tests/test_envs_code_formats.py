@@ -359,10 +359,10 @@ def test_packed_tests_are_read_whatever_the_protocol(protocol: int, text: str) -
             "LiveCodeBench, stdin",
             {
                 "private_test_cases": pack(
-                    [{"input": "", "output": "x" * 10**5, "testtype": "stdin"}]
+                    [{"input": "", "output": "x" * 2 * 10**6, "testtype": "stdin"}]
                 )
             },
-            r"expects an output of 100,000 bytes; a sandbox keeps 65,536",
+            r"expects an output of 2,000,000 bytes; a sandbox keeps 1,048,576",
         ),
         ("LiveCodeBench, functional", {"metadata": "{}"}, r"expected a name in 'func_name'"),
         ("LiveCodeBench, functional", {"metadata": "[]"}, r"expected an object in 'metadata'"),

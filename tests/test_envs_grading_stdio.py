@@ -73,9 +73,9 @@ def test_a_program_may_end_itself_and_finds_itself_the_main_one(sandbox: Sandbox
 def test_a_task_that_no_program_can_pass_is_no_task(sandbox: Sandbox) -> None:
     with pytest.raises(ValueError, match="no cases"):
         judge_stdio(sandbox, COUNT, [])
-    with pytest.raises(ValueError, match=r"output of 65537 bytes.* keeps 65536: raise Limits"):
-        judge_stdio(sandbox, COUNT, [("", "x" * (2**16 + 1))])
-    assert judge_stdio(sandbox, "print('x' * (2**16 - 1))", [("", "x" * (2**16 - 1))]).success
+    with pytest.raises(ValueError, match=r"output of 1048577 bytes.* keeps 1048576: raise Limits"):
+        judge_stdio(sandbox, COUNT, [("", "x" * (2**20 + 1))])
+    assert judge_stdio(sandbox, "print('x' * (2**20 - 1))", [("", "x" * (2**20 - 1))]).success
 
 
 @pytest.mark.parametrize(
