@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from typing import Any, Protocol, runtime_checkable
 
 from agents.base import EngineError
@@ -35,14 +36,16 @@ def play_episode(
     *,
     index: int = 0,
     seed: int = 0,
+    prompt: Transcript | None = None,
     see: Callable[[Transcript], None] = lambda messages: None,
     pause: Callable[[], None] = lambda: None,
 ) -> Trajectory:
     """One episode, whose trajectory has no tokens.
 
     `see` is given all messages as they come, and `pause` is called before each turn of the
-    speaker but the first. A speaker or a world that fails ends the episode with
-    `StopReason.ERROR`, without a verdict.
+    speaker but the first. `prompt`: what the speaker reads instead of the environment's first
+    messages. A speaker or a world that fails ends the episode with `StopReason.ERROR`, without a
+    verdict.
     """
     transcript: list[Message] = []
     error = ""
@@ -53,11 +56,13 @@ def play_episode(
 
     try:
         hear(env.reset(seed=task.seed, options={"task": task})[0])
+        first = len(transcript)
         while env.stop_reason is None:
             if len(transcript) > 2:
                 pause()
             tools = [*env.schemas()]
-            message = speaker.reply(transcript, tools, seed)
+            read = transcript if prompt is None else [*prompt, *transcript[first:]]
+            message = speaker.reply(read, tools, seed)
             hear((message,))
             hear(env.step(message)[0])
     except (*WORLD_ERRORS, EngineError) as failure:
@@ -82,16 +87,22 @@ def play_episodes(
     places: Sequence[tuple[Task, int, int]],
     *,
     at_once: int,
+    prompts: Sequence[Transcript] | None = None,
 ) -> tuple[Trajectory, ...]:
-    """Play (task, index, seed) each, `at_once` beside each other; in the order of `places`."""
+    """Play (task, index, seed) each, `at_once` beside each other; in the order of `places`.
 
-    def play(place: tuple[Task, int, int]) -> Trajectory:
+    `prompts`: for each place what the speaker reads instead of the environment's first messages.
+    """
+    if prompts is not None and len(prompts) != len(places):
+        raise ValueError(f"got {len(prompts)} prompts for {len(places)} places; expected one each")
+
+    def play(place: tuple[Task, int, int], prompt: Transcript | None) -> Trajectory:
         task, index, seed = place
         env = make_env()
         try:
-            return play_episode(speaker, env, task, index=index, seed=seed)
+            return play_episode(speaker, env, task, index=index, seed=seed, prompt=prompt)
         finally:
             env.close()
 
     with ThreadPoolExecutor(at_once, thread_name_prefix="episodes") as pool:
-        return tuple(pool.map(play, places))
+        return tuple(pool.map(play, places, repeat(None) if prompts is None else prompts))

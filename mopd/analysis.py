@@ -1,5 +1,6 @@
 """What peers in a prompt do to a model's success, and to how well a teacher's scores judge."""
 
+import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,17 +9,20 @@ from typing import Literal
 import torch
 
 from agents.base import Agent
+from agents.by_message import Speaker, play_episodes
 from agents.chat import Chat
 from agents.rollout import rollout_groups
 from agents.types import Trajectory, TrajectoryGroup
-from envs.base import ToolEnv
+from envs.base import ToolEnv, Transcript
 from envs.tasks import stable_seed
-from mopd.config import Config
+from mopd.config import Config, PromptSection
 from mopd.peers import PeerContext, build_peer_contexts
-from mopd.prompts import teacher_prompts
+from mopd.prompts import render_transcript, teacher_messages, teacher_prompts
 from mopd.scoring import Scored, sampled_ids
 from mopd.statistics import Estimate, clustered_auc, clustered_mean, paired_gain
 from mopd.teacher import Teacher
+
+log = logging.getLogger(__name__)
 
 Slots = int | Literal["all"]
 Place = tuple[int, int]  # of a rollout: its group, and its index there
@@ -99,8 +103,8 @@ def peer_effect(
 ) -> PeerEffect:
     """Play each rollout of `contexts` once more, with its evidence in the prompt.
 
-    `agent_with_room` makes an agent for transcripts of so many tokens: the evidence must not take
-    the room that the agent has for its own turns.
+    `agent_with_room` gives an agent that ends transcripts at so many tokens: the evidence must not
+    take the room that the agent has for its own turns.
     """
     places = tuple(contexts)
     originals = [groups[number].trajectories[index] for number, index in places]
@@ -118,24 +122,34 @@ def peer_effect(
         tool_workers=config.rollout.tool_workers,
         prompts=prompts,
     )
-    pairs: dict[int, list[tuple[float, float]]] = {}
-    for (number, _), before, group in zip(places, originals, replayed, strict=True):
-        after = group.trajectories[0]
-        if before.verdict is not None and after.verdict is not None:
-            success = float(before.verdict.success), float(after.verdict.success)
-            pairs.setdefault(number, []).append(success)
-    alone = [[before for before, _ in task] for task in pairs.values()]
-    with_peers = [[after for _, after in task] for task in pairs.values()]
-    count = sum(map(len, alone))
-    if len(pairs) < 2:
-        return PeerEffect(count, len(pairs), None, None, None)
-    return PeerEffect(
-        count,
-        len(pairs),
-        clustered_mean(alone),
-        clustered_mean(with_peers),
-        paired_gain(alone, with_peers),
+    return _effect(groups, places, [group.trajectories[0] for group in replayed])
+
+
+def spoken_peer_effect(
+    speaker: Speaker,
+    make_env: Callable[[], ToolEnv],
+    groups: Sequence[TrajectoryGroup],
+    contexts: Contexts,
+    config: Config,
+) -> PeerEffect:
+    """`peer_effect` of a speaker, who reads the evidence in its last user message.
+
+    Peers are shown whole: the budgets of [prompt] are in tokens, which nobody counts here. What is
+    too long for the model errors, and is left out.
+    """
+    places = tuple(contexts)
+    seed = stable_seed(config.seed, "with peers")
+    replayed = play_episodes(
+        speaker,
+        make_env,
+        [
+            (groups[number].task, index, stable_seed(seed, place))
+            for place, (number, index) in enumerate(places)
+        ],
+        at_once=config.rollout.max_concurrent,
+        prompts=[_messages(groups[p[0]], contexts[p], config.prompt) for p in places],
     )
+    return _effect(groups, places, replayed)
 
 
 def teacher_scores(
@@ -184,6 +198,52 @@ def without_peers(groups: Sequence[TrajectoryGroup]) -> Contexts:
         for t in group.trajectories
         if not t.errored
     }
+
+
+def _effect(
+    groups: Sequence[TrajectoryGroup], places: Sequence[Place], replayed: Sequence[Trajectory]
+) -> PeerEffect:
+    """The rollouts of `places` beside the same ones with evidence."""
+    if errors := [t.error for t in replayed if t.errored]:
+        log.warning(
+            "%d of %d rollouts with peers errored and are left out, such as: %s",
+            len(errors),
+            len(replayed),
+            errors[0],
+        )
+    pairs: dict[int, list[tuple[float, float]]] = {}
+    for (number, index), after in zip(places, replayed, strict=True):
+        before = groups[number].trajectories[index]
+        if before.verdict is not None and after.verdict is not None:
+            success = float(before.verdict.success), float(after.verdict.success)
+            pairs.setdefault(number, []).append(success)
+    alone = [[before for before, _ in task] for task in pairs.values()]
+    with_peers = [[after for _, after in task] for task in pairs.values()]
+    count = sum(map(len, alone))
+    if len(pairs) < 2:
+        return PeerEffect(count, len(pairs), None, None, None)
+    return PeerEffect(
+        count,
+        len(pairs),
+        clustered_mean(alone),
+        clustered_mean(with_peers),
+        paired_gain(alone, with_peers),
+    )
+
+
+def _messages(group: TrajectoryGroup, context: PeerContext, config: PromptSection) -> Transcript:
+    """The group's first messages with the evidence, in the words of the teacher's prompt."""
+
+    def texts(peers: Sequence[Trajectory]) -> list[str]:
+        shown = (
+            render_transcript(peer.response_messages, keep_thinking=config.keep_thinking)
+            for peer in peers
+        )
+        return [text for text in shown if text.strip()]
+
+    return teacher_messages(
+        group.prompt_messages, texts(context.successes), texts(context.failures), "", config
+    )
 
 
 def _contexts(

@@ -84,23 +84,49 @@ def evaluate(
         max_context=config.rollout.max_context,
         tool_workers=config.rollout.tool_workers,
     )
-    played = [t for group in groups for t in group.trajectories]
+    return evaluation_of(groups, config.eval.samples), groups
+
+
+def evaluate_speaker(
+    speaker: Speaker, make_env: Callable[[], ToolEnv], tasks: Sequence[Task], config: Config
+) -> tuple[Evaluation, tuple[TrajectoryGroup, ...]]:
+    """`evaluate` of who speaks in messages.
+
+    Raises:
+        UnscoredError: every rollout of a task errored.
+    """
+    samples = config.eval.samples
+    places = [(task, index) for task in tasks for index in range(samples)]
+    played = [t for batch in play_places(speaker, make_env, places, config) for t in batch]
+    groups = tuple(
+        TrajectoryGroup(task, tuple(played[n * samples : (n + 1) * samples]))
+        for n, task in enumerate(tasks)
+    )
+    return evaluation_of(groups, samples), groups
+
+
+def evaluation_of(groups: Sequence[TrajectoryGroup], samples: int) -> Evaluation:
+    """What the rollouts of each task show.
+
+    Raises:
+        UnscoredError: every rollout of a task errored.
+    """
     for group in groups:
         if all(t.errored for t in group.trajectories):
             raise UnscoredError(
                 f"every rollout of task {group.task.id} errored: {group.trajectories[0].error}"
             )
-    evaluation = Evaluation(
+    played = [t for group in groups for t in group.trajectories]
+    return Evaluation(
         successes=tuple(
             tuple(float(t.verdict.success) for t in group.trajectories if t.verdict is not None)
             for group in groups
         ),
-        samples=config.eval.samples,
+        samples=samples,
         stop_reasons=dict(Counter(t.stop_reason.value for t in played)),
         mean_turns=sum(sum(m.role == "assistant" for m in t.messages) for t in played)
         / len(played),
     )
-    return evaluation, groups
 
 
 def play_places(

@@ -63,7 +63,7 @@ def preflight(config: Config) -> None:
     preflight_rollouts(config, "train")
     preflight_rollouts(config, "held_out")
     # The teacher reads its prompt and a whole response.
-    _check_room(config, config.prompt.max_tokens if config.algo == "mopd" else 0)
+    check_room(config, config.prompt.max_tokens if config.algo == "mopd" else 0)
 
 
 def preflight_rollouts(config: Config, split: Split) -> None:
@@ -80,7 +80,7 @@ def preflight_rollouts(config: Config, split: Split) -> None:
     length = 0
     if not speaks_in_messages(config):
         chat = Chat(load_tokenizer(config.model), env.schemas())
-        _check_room(config, 0)
+        check_room(config, 0)
         chat.check()
         length = len(chat.prompt_ids(messages))
     if env.needs_sandbox:
@@ -96,7 +96,7 @@ def preflight_rollouts(config: Config, split: Split) -> None:
         )
 
 
-def _check_room(config: Config, teacher_tokens: int) -> None:
+def check_room(config: Config, teacher_tokens: int) -> None:
     """The model must have positions for a transcript behind the teacher's prompt, if any."""
     model = AutoConfig.from_pretrained(model_path(config.model.name))
     positions = getattr(model, "max_position_embeddings", None)

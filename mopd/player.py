@@ -5,11 +5,13 @@ import json
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 
-from agents.adapters import AdapterAgent
 from agents.base import Agent, EngineError
 from agents.by_message import Speaker
 from agents.chat import Chat
+from agents.server_agent import ServerAgent
+from agents.transformers_agent import TransformersAgent
 from agents.vllm_agent import VllmAgent
 from envs.base import ToolEnv
 from mopd.config import Config
@@ -25,6 +27,8 @@ from mopd.experiment import TINY
 from mopd.student import device_of, load_student, load_tokenizer
 
 WEIGHTS = "adapter_model.safetensors"
+
+Sampler = TransformersAgent | VllmAgent | ServerAgent  # engines with token ids
 
 
 def adapter_digest(adapter: Path) -> str:
@@ -42,7 +46,7 @@ def adapter_digest(adapter: Path) -> str:
     return hashlib.sha256((adapter / WEIGHTS).read_bytes()).hexdigest()
 
 
-def load_agent(config: Config, adapter: Path | None, env: ToolEnv) -> Agent | Speaker:
+def load_agent(config: Config, adapter: Path | None, env: ToolEnv) -> Sampler | Speaker:
     """The agent of the configured model and engine in one environment.
 
     Raises:
@@ -66,13 +70,34 @@ def load_agent(config: Config, adapter: Path | None, env: ToolEnv) -> Agent | Sp
         raise ValueError(str(error)) from error
 
 
+def adapted_student(config: Config, adapter: Path | None) -> PeftModel:
+    """The model in this process, which acts with the adapter on top where there is one.
+
+    Raises:
+        ValueError: the model cannot be used, or the adapter does not fit it.
+    """
+    student = load_student(config.model, config.lora, seed=config.seed)
+    if adapter is not None:
+        try:
+            student.load_adapter(str(adapter), adapter_name="played")
+        except (RuntimeError, ValueError, OSError) as error:  # shapes or names that do not fit
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"--adapter {adapter} does not fit {config.model.name}: {reason}"
+            ) from error
+        student.set_adapter("played")
+    if device_of(config.model).type == "cpu" and student.num_parameters() < TINY:
+        torch.set_num_threads(1)
+    return student
+
+
 def close_agent(agent: Agent | Speaker) -> None:
     """End the engine of an agent that has one of its own."""
     if isinstance(agent, VllmAgent):
         agent.close()
 
 
-def _with(agent: AdapterAgent, adapter: Path | None) -> Agent:
+def _with(agent: VllmAgent | ServerAgent, adapter: Path | None) -> Sampler:
     if adapter is not None:
         agent.use_adapter(agent.add_adapter(adapter))
         agent.version = str(adapter)
@@ -84,23 +109,10 @@ def _rank(adapter: Path) -> int:
     return int(settings["r"])
 
 
-def _in_process(config: Config, adapter: Path | None, chat: Chat) -> Agent:
+def _in_process(config: Config, adapter: Path | None, chat: Chat) -> Sampler:
     """The model in this process, the adapter inside its weights."""
-    student = load_student(config.model, config.lora, seed=config.seed)
-    if adapter is None:
-        model = student.unload()
-    else:
-        try:
-            student.load_adapter(str(adapter), adapter_name="played")
-        except (RuntimeError, ValueError, OSError) as error:  # shapes or names that do not fit
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(
-                f"--adapter {adapter} does not fit {config.model.name}: {reason}"
-            ) from error
-        student.set_adapter("played")
-        model = student.merge_and_unload()
-    if device_of(config.model).type == "cpu" and model.num_parameters() < TINY:
-        torch.set_num_threads(1)
+    student = adapted_student(config, adapter)
+    model = student.unload() if adapter is None else student.merge_and_unload()
     agent = transformers_agent(config, chat, model)
     agent.version = str(adapter) if adapter else config.model.name
     return agent

@@ -1,23 +1,30 @@
 """What peers do to success and to a teacher's scores, on rollouts whose numbers are known."""
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from openai_servers import Answer, chat_only, serving, vllm_server
 from transformers import AutoTokenizer
 
 import envs
 from agents import pocket
 from agents.base import TurnRequest
+from agents.by_message import play_episode, play_episodes
 from agents.chat import Chat
 from agents.rollout import rollout_groups
 from agents.scripted import ScriptedAgent
 from agents.types import TrajectoryGroup
 from envs.base import ToolEnv
-from envs.types import Task
+from envs.types import Message, Task, ToolCall
 from mopd.analysis import (
     CONDITIONS,
     agreement,
@@ -27,9 +34,10 @@ from mopd.analysis import (
     teacher_scores,
     without_peers,
 )
-from mopd.config import Config, TeacherSection
+from mopd.config import Config, LoraSection, TeacherSection
+from mopd.evaluate import held_out_tasks
 from mopd.probe import main
-from mopd.student import load_student
+from mopd.student import load_student, save_adapter
 from mopd.teacher import LocalTeacher
 
 TASKS = (Task("sum", "What is 17 + 4?", "21"), Task("product", "What is 3 * 7?", "21"))
@@ -187,6 +195,33 @@ def test_agreement_compares_inside_tasks_only(groups: tuple[TrajectoryGroup, ...
     assert found.auc.mean == pytest.approx((2 / 3 + 1 / 4) / 2)
 
 
+def test_a_speaker_reads_a_given_prompt_in_front_of_the_same_episode() -> None:
+    class Reader:
+        version = "reader"
+
+        def __init__(self) -> None:
+            self.read: list[tuple[str, ...]] = []
+
+        def reply(
+            self, transcript: Sequence[Message], tools: Sequence[Mapping[str, Any]], seed: int
+        ) -> Message:
+            self.read.append(tuple(message.content for message in transcript))
+            if len(self.read) == 1:
+                return Message(
+                    "assistant", "", (ToolCall("a", "calculate", '{"expression": "21"}'),)
+                )
+            return Message("assistant", "\\boxed{21}")
+
+    reader, env = Reader(), calculator()
+    played = play_episode(reader, env, TASKS[0], prompt=(Message("user", "read me"),))
+    assert reader.read == [("read me",), ("read me", "", "21")]
+    assert played.messages[1].content == TASKS[0].prompt
+    assert played.verdict is not None
+    assert played.verdict.success
+    with pytest.raises(ValueError, match="got 0 prompts for 1 places"):
+        play_episodes(reader, calculator, [(TASKS[0], 0, 0)], at_once=1, prompts=())
+
+
 def test_the_command_reports_all_conditions(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,12 +237,179 @@ def test_the_command_reports_all_conditions(
     assert "…" not in out
 
 
+class Pupil(BaseChatModel):
+    """Right every other time; of who sees evidence, right where it reads of a correct solution."""
+
+    fails: bool = False
+    reads_no_more_than: int = 10**6  # characters
+    said: int = 0
+
+    def bind_tools(self, tools: Sequence[Any], **options: Any) -> "Pupil":
+        return self
+
+    def _generate(
+        self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **more: Any
+    ) -> ChatResult:
+        question = messages[-1].text
+        if self.fails or len(question) > self.reads_no_more_than:
+            raise ConnectionError("the provider refuses")
+        (task,) = [task for task in HELD_OUT if question.startswith(task.prompt)]
+        self.said += 1
+        right = self.said % 2 == 1
+        if question.endswith(CONFIG.prompt.closing):
+            right = "A correct solution:\nAttempt " in question
+        said = AIMessage(f"Attempt {self.said}: \\boxed{{{task.answer if right else -1}}}")
+        return ChatResult(generations=[ChatGeneration(message=said)])
+
+    @property
+    def _llm_type(self) -> str:
+        return "pupil"
+
+
+HELD_OUT = held_out_tasks(envs.make("calculator", split="held_out", level=1), 3)
+PUPIL = (
+    "--env calculator --level 1 --tasks 3 --samples 4 --set rollout.max_concurrent=1 --model "
+    f"langchain:{__name__}:"
+)
+
+
+def failing() -> Pupil:
+    return Pupil(fails=True)
+
+
+def short_of_room() -> Pupil:
+    return Pupil(reads_no_more_than=max(len(task.prompt) for task in HELD_OUT))
+
+
+def probed(options: str, folder: Path) -> dict[str, Any]:
+    """The report of the command."""
+    file = folder / "probe.json"
+    assert main([*options.split(), "--json", str(file)]) == 0
+    report: dict[str, Any] = json.loads(file.read_text())
+    return report
+
+
+def test_a_chat_model_of_langchain_reads_its_peers_and_has_no_teacher(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = probed(PUPIL + "Pupil", tmp_path)
+    assert report["engine"] == "langchain"
+    assert report["without_peers"]["mean"] == 0.5
+    assert report["teacher_auc"] is None
+    effects = report["with_peers"]
+    assert list(effects) == list(CONDITIONS)
+    assert {name: effects[name]["rollouts"] for name in effects} == {
+        **dict.fromkeys(("1S", "1S+1F", "1F", "all F"), 12),
+        **dict.fromkeys(("2S", "2S+1F"), 6),  # only a failed rollout has two successes beside it
+    }
+    for name, effect in effects.items():
+        assert effect["tasks"] == 3
+        assert effect["alone"]["mean"] == (0.0 if name.startswith("2S") else 0.5)
+        assert effect["with_peers"]["mean"] == (1.0 if "S" in name else 0.0)
+    out = capsys.readouterr().out
+    assert all(name in out for name in CONDITIONS)
+    assert "AUC" not in out
+
+
+def test_rollouts_that_error_with_peers_are_left_out_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    report = probed(PUPIL + "short_of_room", tmp_path)
+    assert report["without_peers"]["mean"] == 0.5
+    assert [e["rollouts"] for e in report["with_peers"].values()] == [0] * len(CONDITIONS)
+    assert "12 of 12 rollouts with peers errored and are left out, such as: " in caplog.text
+
+
+def test_who_never_answers_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main((PUPIL + "failing").split()) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: every rollout of task ")
+    assert "the provider refuses" in err
+    assert err.count("\n") == 1
+
+
+def test_a_server_without_tokens_reads_its_peers_in_its_last_user_message(tmp_path: Path) -> None:
+    questions: list[str] = []
+
+    def handle(path: str, body: dict[str, Any] | None) -> Answer:
+        if path == "/v1/chat/completions" and body is not None:
+            questions.append([m["content"] for m in body["messages"] if m["role"] == "user"][-1])
+        return chat_only(path, body)  # which always calculates 30 + 7
+
+    data = tmp_path / "tasks.jsonl"
+    rows = [{"question": f"{n}?", "answer": f"#### {37 if n < 2 else n}"} for n in range(4)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with serving(handle) as url:
+        report = probed(
+            f"--env calculator --set env.data={data} --set env.eval_data={data} --tasks 4 "
+            f"--samples 2 --set rollout.engine=server --set rollout.server={url}",
+            tmp_path,
+        )
+    assert report["without_peers"]["mean"] == 0.5
+    assert report["teacher_auc"] is None
+    shown = {name: effect["with_peers"] for name, effect in report["with_peers"].items()}
+    assert shown["1S"]["mean"] == 1.0
+    assert shown["1F"]["mean"] == shown["all F"]["mean"] == 0.0
+    assert shown["1S+1F"] is None
+    said = 'call calculate {"expression": "30 + 7"}\nresult: 37\nIt is \\boxed{37}.'
+    peer = CONFIG.prompt.first_success.replace("{peer}", said)
+    assert f"0?\n\n{peer}\n\n{CONFIG.prompt.closing}" in questions
+
+
+def engines() -> int:
+    """How many vLLM engines this process has beside it."""
+    commands = []
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            if f"PPid:\t{os.getpid()}\n" in status.read_text():
+                commands.append(status.with_name("cmdline").read_text())
+        except OSError:  # it has ended
+            continue
+    return sum("agents.vllm_worker" in command for command in commands)
+
+
+@pytest.mark.vllm
+def test_each_engine_with_tokens_plays_with_the_adapter_and_is_closed(tmp_path: Path) -> None:
+    student = load_student(CONFIG.model, LoraSection(r=8), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in student.named_parameters():
+        if "lora_B" in name:
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    save_adapter(student, tmp_path / "adapter")
+    # Nearly greedy: other seeds hardly matter.
+    options = (
+        "--env calculator --level 3 --tasks 6 --samples 2 --seed 1 --set rollout.temperature=0.01 "
+        "--set rollout.engine="
+    )
+    adapted = f" --adapter {tmp_path / 'adapter'}"
+    base = probed(options + "transformers --alone", tmp_path)
+    wanted = probed(options + "transformers" + adapted, tmp_path)
+    assert wanted["without_peers"] != base["without_peers"]
+    own = probed(options + "vllm" + adapted, tmp_path)
+    assert engines() == 0
+    with vllm_server(tmp_path / "log") as url:
+        served = probed(f"{options}server --set rollout.server={url}{adapted}", tmp_path)
+    for got, engine in ((own, "vllm"), (served, "server")):
+        assert got | {"with_peers": None} == wanted | {"with_peers": None, "engine": engine}
+        for name, effect in wanted["with_peers"].items():
+            same = got["with_peers"][name]
+            assert (same["tasks"], same["rollouts"]) == (effect["tasks"], effect["rollouts"])
+            if effect["gain"]:
+                # One rollout of ten may fall the other way: where two tokens are as likely.
+                assert same["gain"]["mean"] == pytest.approx(effect["gain"]["mean"], abs=0.15)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ("--env calculater", "there is no environment 'calculater'; expected "),
         ("--env calculator --level 99", "env.level=99: "),
         ("--env calculator --adapter nowhere", "--adapter got nowhere, which holds no adapter_con"),
+        ("--env calculator --model langchain:math:pi", "--model langchain:math:pi: it is a float"),
+        (
+            "--env calculator --set algo=grpo --set prompt.max_tokens=4096",
+            "pocket has 2048 positions, but rollout.max_context=1024 and prompt.max_tokens=4096",
+        ),
     ],
 )
 def test_bad_input_is_one_line(
@@ -216,4 +418,15 @@ def test_bad_input_is_one_line(
     assert main(options.split()) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+
+
+def test_a_chat_model_of_langchain_takes_no_adapter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).touch()
+    assert main([*f"{PUPIL}Pupil --adapter".split(), str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: --adapter {tmp_path}: langchain:{__name__}:Pupil takes no adap")
     assert err.count("\n") == 1
