@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+ENVS = "code,calculator,search,science_qa,tool_use"
 HEADER = (
     "| env | algo | seed | before | after | gain [95 % interval] | minutes | peak MB |",
     "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -64,7 +65,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         return text.split(",")
 
     parser = argparse.ArgumentParser(prog="python benchmarks/learning.py", description=__doc__)
-    parser.add_argument("--envs", type=names, default=names("code,calculator"), metavar="A,B")
+    parser.add_argument("--envs", type=names, default=names(ENVS), metavar="A,B")
     parser.add_argument("--algos", type=names, default=names("mopd,grpo"), metavar="A,B")
     parser.add_argument("--seeds", type=names, default=names("0,1,2"), metavar="N,N")
     parser.add_argument("--out", type=Path, default=Path("runs/table"), metavar="DIR")

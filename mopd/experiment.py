@@ -122,7 +122,7 @@ def run_experiment(
     quiet_libraries()
     if config.model.name == "pocket" and config.env.name not in TAUGHT:
         view.note(
-            f"the pocket student was taught {' and '.join(TAUGHT)} only: expect no success in "
+            f"the pocket student was taught {', '.join(TAUGHT)} only: expect no success in "
             f"{config.env.name}, or give --model"
         )
     view.phase(f"loading {config.model.name}")

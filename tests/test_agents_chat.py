@@ -317,5 +317,5 @@ def test_a_first_message_that_brings_tools_shows_them_instead_of_the_environment
     own, user = Message("system", "Be brief."), Message("user", "Go.")
     with_brought = chat.tokenizer.decode(chat.prompt_ids((brought, user)))
     with_own = chat.tokenizer.decode(chat.prompt_ids((own, user)))
-    assert ('"fly"' in with_brought, '"look"' in with_brought) == (True, False)
-    assert ('"fly"' in with_own, '"look"' in with_own) == (False, True)
+    assert ("fly(" in with_brought, "look(" in with_brought) == (True, False)
+    assert ("fly(" in with_own, "look(" in with_own) == (False, True)

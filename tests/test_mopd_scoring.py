@@ -269,7 +269,7 @@ class TestTheTeachersView:
         first = self.rows(group, chat)[0]
         text = chat.tokenizer.decode(first.teacher_ids)
         order = [
-            '{"name": "calculate"',
+            "Tools:\ncalculate(expression: string)",
             "What is 17 + 4?",
             "A correct solution:\ncall calculate",
             "A known failed solution",

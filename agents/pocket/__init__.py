@@ -3,4 +3,5 @@
 from pathlib import Path
 
 PATH = Path(__file__).parent
-TAUGHT = ("calculator", "code")  # the environments whose formats the recipe shows it
+# The environments whose formats the recipe shows it.
+TAUGHT = ("calculator", "code", "search", "science_qa", "tool_use")
