@@ -174,7 +174,7 @@ def test_a_host_that_is_killed_leaves_nothing(backend: str, number: signal.Signa
         assert its_own or backend == "docker"
         assert containers(backend, process.pid) or backend != "docker"
         process.send_signal(number)
-        process.wait(30)
+        process.wait(10)
         deadline_s = time.monotonic() + GONE_S
         while left := set(filter(is_running, its_own)):
             assert time.monotonic() < deadline_s, left
