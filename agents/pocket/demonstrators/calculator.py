@@ -14,6 +14,7 @@ MIX = problems.Mix(
     expressions={1: 0.25, 2: 0.25, 3: 0.25, 4: 0.25},
     tricky={1: (0, 0), 2: (0, 0), 3: (0, 1), 4: (1, 2)},
 )
+_CONFUSED_WITH = {"+": "*", "-": "/", "*": "+", "/": "-"}
 
 
 class CalculatorDemonstrator(Demonstrator):
@@ -25,8 +26,6 @@ class CalculatorDemonstrator(Demonstrator):
     def draw_at(self, rng: random.Random, level: int) -> Task:
         """As the environment does, in another mix."""
         return problems.generate(rng, level, held=False, mix=MIX)
-
-    _confusion = {"+": "*", "-": "/", "*": "+", "/": "-"}  # noqa: RUF012 - a constant
 
     def beliefs(self, task: Task) -> Sequence[Belief]:
         """A story's phrases read as operations; an expression read as one of its corruptions."""
@@ -41,7 +40,7 @@ class CalculatorDemonstrator(Demonstrator):
             # Spread by a fixed rule, so that some phrases are nearly known and some are not.
             order = list(problems.PHRASES).index(text) % 4
             chance = (0.68, 0.6, 0.52, 0.44)[order] if plain else (0.35, 0.25)[order % 2]
-            found.append(belief(right, chance, self._confusion[right], "+-*/"))
+            found.append(belief(right, chance, _CONFUSED_WITH[right], "+-*/"))
         return found
 
     def act(self, rng: random.Random, task: Task, reading: Reading) -> tuple[Message, ...]:
