@@ -1,19 +1,21 @@
 """vLLM: episodes that wait for nobody against lockstep, with tools of different slowness.
 
-`.venv-vllm/bin/python benchmarks/engines.py`: both ways have the same prompts, the same lengths of
+`.venv-vllm/bin/python benchmarks/engines.py`: all ways have the same prompts, the same lengths of
 turns, and the same tools, which sleep between turns. Most turns are short and some are ten times
 as long, as those of agents are. In lockstep a turn begins when all tools of the turn before are
-done.
+done: by vLLM's own `LLM.generate`, as one uses it, and by our engine, which has less to do.
 """
 
 import argparse
 import heapq
 import json
+import os
 import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,6 +28,7 @@ from agents.vllm_messages import EngineOptions
 from mopd.config import ModelSection
 from mopd.student import load_tokenizer
 
+Way = Callable[[Sequence[list[int]], Sequence[list[int]], Sequence[list[float]], list[int]], None]
 SLOWEST_S = (0.0, 0.25, 0.5, 1.0)  # tools take from 0 to so long
 
 
@@ -61,30 +64,106 @@ def main() -> None:
         adapter_rank=None,
     )
     agent = VllmAgent(options, chat, reproducible=False)
+    library = _library(options)
+    ways: dict[str, Way] = {
+        "generate": lambda *case: generate(library, *case),
+        "lockstep": lambda *case: lockstep(agent, *case),
+        "continuous": lambda *case: continuous(agent, *case),
+    }
     drawn = sorted(length for turns in lengths for length in turns)
     print(
         f"{args.episodes} episodes x {args.turns} turns of {drawn[0]} to {drawn[-1]} tokens, "
         f"median {statistics.median(drawn):g}"
     )
-    print(f"{'tools, seconds':<18}{'lockstep':>10}{'continuous':>12}{'ratio':>8}")
+    print(
+        f"{'':<14}{'LLM.generate':>14}{'our engine':>16}"
+        f"{'our engine':>16}{'continuous against':>24}"
+    )
+    print(
+        f"{'tools, s':<14}{'in lockstep, s':>14}{'in lockstep, s':>16}{'continuous, s':>16}"
+        f"{'generate':>12}{'lockstep':>12}"
+    )
     rows: list[dict[str, float]] = []
     try:
         for slowest_s in SLOWEST_S:
             tools = [[share * slowest_s for share in turn] for turn in shares]
-            seconds: dict[str, list[float]] = {name: [] for name in WAYS}
+            seconds: dict[str, list[float]] = {name: [] for name in ways}
             for repeat in range(args.repeats + 1):
-                for name, way in WAYS.items():
+                for name, way in ways.items():
                     started = time.perf_counter()
-                    way(agent, prompts, lengths, tools, [5] * args.observation)
+                    way(prompts, lengths, tools, [5] * args.observation)
                     if repeat:  # the first is to get warm
                         seconds[name].append(time.perf_counter() - started)
-            lock, free = (statistics.median(seconds[name]) for name in WAYS)
-            print(f"0 to {slowest_s:<13g}{lock:>10.2f}{free:>12.2f}{lock / free:>8.2f}", flush=True)
-            rows.append({"slowest_tool_s": slowest_s, "lockstep_s": lock, "continuous_s": free})
+            row = {name: statistics.median(times) for name, times in seconds.items()}
+            whole, lock, free = row["generate"], row["lockstep"], row["continuous"]
+            print(
+                f"0 to {slowest_s:<9g}{whole:>14.2f}{lock:>16.2f}{free:>16.2f}"
+                f"{whole / free:>12.2f}{lock / free:>12.2f}",
+                flush=True,
+            )
+            rows.append({"slowest_tool_s": slowest_s} | {f"{k}_s": v for k, v in row.items()})
     finally:
         agent.close()
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+def _library(options: EngineOptions) -> Any:
+    """vLLM as one calls it from Python, with what our engine sets."""
+    os.environ |= {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "TORCH_COMPILE_DISABLE": "1",
+    }
+    from vllm import LLM  # type: ignore[import-not-found]
+
+    return LLM(
+        model=options.model,
+        skip_tokenizer_init=True,
+        dtype=options.dtype,
+        max_model_len=options.max_context,
+        max_num_seqs=options.max_episodes,
+        enable_chunked_prefill=False,
+        max_num_batched_tokens=8192,
+        kv_cache_memory_bytes=options.kv_cache_bytes,
+        block_size=32,
+        logprobs_mode="processed_logprobs",
+        generation_config="vllm",
+        enforce_eager=True,
+        seed=0,
+    )
+
+
+def generate(
+    library: Any,
+    prompts: Sequence[list[int]],
+    lengths: Sequence[list[int]],
+    tools: Sequence[list[float]],
+    observation: list[int],
+) -> None:
+    from vllm import SamplingParams
+
+    transcripts = [list(prompt) for prompt in prompts]
+    for turn in range(len(lengths[0])):
+        samplings = [
+            SamplingParams(
+                max_tokens=turns[turn],
+                ignore_eos=True,
+                logprobs=0,
+                seed=i,
+                detokenize=False,
+            )
+            for i, turns in enumerate(lengths)
+        ]
+        said = library.generate(
+            [{"prompt_token_ids": ids} for ids in transcripts], samplings, use_tqdm=False
+        )
+        for ids, output in zip(transcripts, said, strict=True):
+            ids += [*output.outputs[0].token_ids, *observation]
+        if turn < len(tools[0]):
+            time.sleep(max(slow[turn] for slow in tools))
 
 
 def lockstep(
@@ -138,12 +217,6 @@ def continuous(
                 heapq.heappush(at_work, (time.perf_counter() + tools[i][turns[i]], i))
         elif at_work:
             time.sleep(max(0.0, at_work[0][0] - time.perf_counter()))
-
-
-Way = Callable[
-    [VllmAgent, Sequence[list[int]], Sequence[list[int]], Sequence[list[float]], list[int]], None
-]
-WAYS: dict[str, Way] = {"lockstep": lockstep, "continuous": continuous}
 
 
 if __name__ == "__main__":
