@@ -136,7 +136,10 @@ class PeersSection(Section):
 
     successes: int | Literal["all"] = Field(2)
     failures: int | Literal["all"] = Field(1)
-    failure_shown: Literal["always", "without_success"] = "always"
+    failure_shown: Literal["always", "with_success", "without_success"] = Field(
+        "with_success",
+        description="failures alone mislead a small teacher: it repeats what it is shown",
+    )
     feedback_shown: Literal["never", "always", "without_success"] = "without_success"
     without_evidence: Literal["skip", "anchor"] = "skip"
     cut_off_failures: bool = Field(
@@ -150,6 +153,11 @@ class PeersSection(Section):
             value = getattr(self, name)
             if value != "all" and value < 0:
                 raise ValueError(f"peers.{name} is {value}; expected 0, 1, 2, ... or 'all'")
+        if self.successes == 0 != self.failures and self.failure_shown == "with_success":
+            raise ValueError(
+                "peers.successes is 0 and peers.failure_shown is 'with_success': no failure would "
+                "ever be shown; set peers.failure_shown='always', or peers.failures=0"
+            )
         return self
 
 

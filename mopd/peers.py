@@ -60,7 +60,7 @@ def _context(rollout: _Rollout, peers: list[_Rollout], config: PeersSection) -> 
     others = [peer.trajectory for peer in peers if not peer.twin_of(rollout)]
     successes = _first(config.successes, [t for t in others if _succeeded(t, config)])
     failures = _first(config.failures, [t for t in others if not _succeeded(t, config)])
-    if successes and config.failure_shown == "without_success":
+    if config.failure_shown == ("without_success" if successes else "with_success"):
         failures = ()
     return PeerContext(
         successes, failures, _feedback(rollout.trajectory, config, success_shown=bool(successes))

@@ -13,7 +13,7 @@ from mopd.peers import PeerContext, build_peer_contexts
 
 TASK = Task("sum/1", "What is 1 + 1?", "2")
 PROMPT = (Message("system", "Solve it."), Message("user", TASK.prompt))
-ALL = PeersSection(successes="all", failures="all", feedback_shown="never")
+ALL = PeersSection(successes="all", failures="all", failure_shown="always", feedback_shown="never")
 
 
 def rollout(
@@ -114,7 +114,7 @@ def test_a_success_that_reached_a_limit_is_still_a_success():
 
 
 def test_the_reward_decides_what_a_success_is():
-    half = PeersSection(success_threshold=0.5, feedback_shown="always")
+    half = PeersSection(success_threshold=0.5, failure_shown="always", feedback_shown="always")
     context = contexts_of(rollout("a", 0.5, feedback="close"), rollout("b", 0.4), config=half)
     assert (said(context[0].failures), said(context[1].successes)) == (["b"], ["a"])
     assert context[0].feedback == "", "feedback is about an unsuccessful attempt"
@@ -122,7 +122,7 @@ def test_the_reward_decides_what_a_success_is():
 
 @pytest.mark.parametrize(("slots", "expected"), [(0, 0), (1, 1), (2, 2), ("all", 4)])
 def test_the_number_of_peers_is_configured(slots, expected):
-    config = PeersSection(successes=slots, failures=slots)
+    config = PeersSection(successes=slots, failures=slots, failure_shown="always")
     rights = [rollout(f"right {i}", 1.0) for i in range(4)]
     wrongs = [rollout(f"wrong {i}") for i in range(5)]
     context = contexts_of(*rights, *wrongs, config=config)[-1]
@@ -134,6 +134,15 @@ def test_failures_may_be_shown_only_where_no_success_is():
     right, wrong, _ = contexts_of(rollout("2", 1.0), rollout("3"), rollout("4"), config=config)
     assert said(right.failures) in (["3"], ["4"])
     assert (said(wrong.successes), wrong.failures) == (["2"], ())
+
+
+def test_failures_may_be_shown_only_beside_a_success():
+    config = PeersSection()  # the default
+    right, twin, wrong, _ = contexts_of(
+        rollout("2", 1.0), rollout("2", 1.0), rollout("3"), rollout("4"), config=config
+    )
+    assert right.empty and twin.empty, "the only other success is a twin"
+    assert (said(wrong.successes), said(wrong.failures)) == (["2"], ["4"])
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,8 @@ def test_without_a_near_name_the_names_that_there_are_are_listed():
 
 def test_settings_that_contradict_each_other_are_refused_in_the_configurations_own_words():
     assert refusal("env.data=rows.jsonl").startswith("env.data and env.eval_data go together")
+    assert "no failure would ever be shown" in refusal("peers.successes=0")
+    load("peers.successes=0", "peers.failure_shown=always")
 
 
 @pytest.mark.parametrize(
