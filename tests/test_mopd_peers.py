@@ -141,7 +141,7 @@ def test_failures_may_be_shown_only_beside_a_success():
     right, twin, wrong, _ = contexts_of(
         rollout("2", 1.0), rollout("2", 1.0), rollout("3"), rollout("4"), config=config
     )
-    assert right.empty and twin.empty, "the only other success is a twin"
+    assert right == twin == PeerContext((), (), ""), "the only other success is a twin"
     assert (said(wrong.successes), said(wrong.failures)) == (["2"], ["4"])
 
 
