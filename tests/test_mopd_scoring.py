@@ -295,7 +295,7 @@ class TestTheTeachersView:
             group.trajectories[1], verdict=None, stop_reason=StopReason.ERROR
         )
         broken = TrajectoryGroup(TASK, (group.trajectories[0], errored, *group.trajectories[2:]))
-        rows = self.rows(broken, chat, successes="all", failures="all")
+        rows = self.rows(broken, chat, successes="all", failures="all", failure_shown="always")
         assert [row.trajectory.index for row in rows] == [0, 2, 3]
         assert all(1 not in row.peers for row in rows)
 
@@ -311,7 +311,8 @@ class TestTheTeachersView:
             verdict=None,
             stop_reason=StopReason.ERROR,
         )
-        rows = self.rows(TrajectoryGroup(TASK, (never, *group.trajectories[1:])), chat)
+        began = TrajectoryGroup(TASK, (never, *group.trajectories[1:]))
+        rows = self.rows(began, chat, failure_shown="always")
         assert [row.trajectory.index for row in rows] == [1, 2, 3]
         assert all("What is 17 + 4?" in chat.tokenizer.decode(r.teacher_ids) for r in rows)
         nothing = self.rows(TrajectoryGroup(TASK, (never, never)), chat)
