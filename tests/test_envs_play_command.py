@@ -259,6 +259,11 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
 
+    def interrupt(self) -> None:
+        """Ctrl-C, but not at once: readline misses a signal between its prompt and its wait."""
+        time.sleep(0.5)  # nobody is as fast as a program
+        self.process.send_signal(signal.SIGINT)
+
     def end(self) -> int:
         code = self.process.wait(timeout=60)
         try:
@@ -292,9 +297,7 @@ def test_a_person_at_a_terminal_can_leave_at_any_time(terminal, leave):
     session.type("/calculate 6 * 7\n")
     session.wait_for("calculate -> 42\r\n> ")
     if leave == "Ctrl-C":
-        # Nobody is as fast as a program: readline misses a signal between its prompt and its wait.
-        time.sleep(0.5)
-        session.process.send_signal(signal.SIGINT)
+        session.interrupt()
     else:
         session.type(leave)
     assert session.end() == 0
@@ -318,7 +321,7 @@ def test_a_model_at_a_terminal_waits_for_enter(terminal):
 def test_stopping_a_watched_model_is_clean(terminal):
     session = terminal()
     session.wait_for("[Enter: next turn, Ctrl-C: stop] ")
-    session.process.send_signal(signal.SIGINT)
+    session.interrupt()
     assert session.end() == 130
     assert "stopped; nothing is saved" in session.shown
     assert "Traceback" not in session.shown
