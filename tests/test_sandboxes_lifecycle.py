@@ -151,9 +151,9 @@ def host(backend: str) -> Iterator[subprocess.Popen[bytes]]:
     """Another process that uses the backend."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
-        [sys.executable, "-c", HOST, backend],
+        [sys.executable, "-X", "faulthandler", "-c", HOST, backend],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         env=environment,
     ) as process:
         try:
@@ -174,7 +174,11 @@ def test_a_host_that_is_killed_leaves_nothing(backend: str, number: signal.Signa
         assert its_own or backend == "docker"
         assert containers(backend, process.pid) or backend != "docker"
         process.send_signal(number)
-        process.wait(10)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)  # tells where each of its threads is
+            pytest.fail(f"it goes on: {process.communicate(timeout=10)[1].decode()}")
         deadline_s = time.monotonic() + GONE_S
         while left := set(filter(is_running, its_own)):
             assert time.monotonic() < deadline_s, left
