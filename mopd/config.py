@@ -153,7 +153,8 @@ class PeersSection(Section):
             value = getattr(self, name)
             if value != "all" and value < 0:
                 raise ValueError(f"peers.{name} is {value}; expected 0, 1, 2, ... or 'all'")
-        if self.successes == 0 != self.failures and self.failure_shown == "with_success":
+        unseen = self.successes == 0 and self.failure_shown == "with_success"
+        if unseen and self.failures != 0:
             raise ValueError(
                 "peers.successes is 0 and peers.failure_shown is 'with_success': no failure would "
                 "ever be shown; set peers.failure_shown='always', or peers.failures=0"
