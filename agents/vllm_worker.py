@@ -44,31 +44,7 @@ class Engine:
         self._sampling, self._lora = SamplingParams, LoRARequest
         self._final: Any = RequestOutputKind.FINAL_ONLY
         self._eos_id = options.eos_id
-        self._engine: Any = LLMEngine.from_engine_args(
-            EngineArgs(
-                model=options.model,
-                skip_tokenizer_init=True,  # token ids go in and come out
-                dtype=options.dtype,
-                max_model_len=options.max_context,
-                max_num_seqs=options.max_episodes,
-                # Whole prompts only: a prompt in pieces, with a seed, kills the engine on CPUs.
-                enable_chunked_prefill=False,
-                max_num_batched_tokens=max(options.max_context, 8192),
-                kv_cache_memory_bytes=options.kv_cache_bytes,
-                block_size=32,  # more of a prefix is found again than with the CPU's default, 128
-                enable_prefix_caching=True,
-                enable_lora=options.adapter_rank is not None,
-                max_loras=2,  # the student's and a teacher's, side by side
-                max_lora_rank=lora_rank(options.adapter_rank or 1),
-                # What the trainer computes: of the distribution that was sampled from.
-                logprobs_mode="processed_logprobs",
-                generation_config="vllm",  # not the model's own taste in sampling
-                enforce_eager=not torch.cuda.is_available(),
-                use_tqdm_on_load=False,
-                disable_log_stats=True,
-                seed=0,
-            )
-        )
+        self._engine: Any = LLMEngine.from_engine_args(EngineArgs(**engine_arguments(options)))
 
     def say(self, order: Say) -> None:
         """Queue a turn."""
@@ -105,6 +81,33 @@ class Engine:
             if outputs or late or (steps is not None and done >= steps):
                 return Progress(done, tuple(map(_said, outputs)))
         return Progress(done, ())
+
+
+def engine_arguments(options: EngineOptions) -> dict[str, Any]:
+    """What vLLM is told, whichever of its classes is used."""
+    return {
+        "model": options.model,
+        "skip_tokenizer_init": True,  # token ids go in and come out
+        "dtype": options.dtype,
+        "max_model_len": options.max_context,
+        "max_num_seqs": options.max_episodes,
+        # Whole prompts only: a prompt in pieces, with a seed, kills the engine on CPUs.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(options.max_context, 8192),
+        "kv_cache_memory_bytes": options.kv_cache_bytes,
+        "block_size": 32,  # more of a prefix is found again than with the CPU's default, 128
+        "enable_prefix_caching": True,
+        "enable_lora": options.adapter_rank is not None,
+        "max_loras": 2,  # the student's and a teacher's, side by side
+        "max_lora_rank": lora_rank(options.adapter_rank or 1),
+        # What the trainer computes: of the distribution that was sampled from.
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",  # not the model's own taste in sampling
+        "enforce_eager": not torch.cuda.is_available(),
+        "use_tqdm_on_load": False,
+        "disable_log_stats": True,
+        "seed": 0,
+    }
 
 
 def lora_rank(rank: int) -> int:
@@ -149,9 +152,8 @@ def serve(pipe: Connection) -> None:
         pipe.send(Broken(f"{type(error).__name__}: {error}"))
 
 
-def main() -> None:
-    """`python -m agents.vllm_worker FD`: talk over an inherited socket."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
+def set_environment() -> None:
+    """What vLLM reads from the environment while it is imported."""
     os.environ |= {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # steps are taken here, one at a time
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer needs the cores, too
@@ -161,6 +163,12 @@ def main() -> None:
     if not torch.cuda.is_available():
         # The engine runs eagerly there, and would compile one counter of ranks for 15 s.
         os.environ["TORCH_COMPILE_DISABLE"] = "1"
+
+
+def main() -> None:
+    """`python -m agents.vllm_worker FD`: talk over an inherited socket."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
+    set_environment()
     serve(Connection(int(sys.argv[1])))
     # vLLM's threads may outlive the engine; nothing here is worth waiting for.
     sys.stderr.flush()

@@ -14,8 +14,8 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,9 +25,12 @@ from agents.base import TurnRequest
 from agents.chat import Chat
 from agents.vllm_agent import VllmAgent
 from agents.vllm_messages import EngineOptions
+from agents.vllm_worker import engine_arguments, set_environment
 from mopd.config import ModelSection
 from mopd.student import load_tokenizer
 
+# Transcripts and the lengths of their next turns -> these turns.
+Say = Callable[[Sequence[list[int]], Sequence[int]], list[Sequence[int]]]
 Way = Callable[[Sequence[list[int]], Sequence[list[int]], Sequence[list[float]], list[int]], None]
 SLOWEST_S = (0.0, 0.25, 0.5, 1.0)  # tools take from 0 to so long
 
@@ -64,11 +67,10 @@ def main() -> None:
         adapter_rank=None,
     )
     agent = VllmAgent(options, chat, reproducible=False)
-    library = _library(options)
     ways: dict[str, Way] = {
-        "generate": lambda *case: generate(library, *case),
-        "lockstep": lambda *case: lockstep(agent, *case),
-        "continuous": lambda *case: continuous(agent, *case),
+        "generate": partial(lockstep, by_library(options)),
+        "lockstep": partial(lockstep, by_engine(agent)),
+        "continuous": partial(continuous, agent),
     }
     drawn = sorted(length for turns in lengths for length in turns)
     print(
@@ -108,66 +110,43 @@ def main() -> None:
         args.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
-def _library(options: EngineOptions) -> Any:
-    """vLLM as one calls it from Python, with what our engine sets."""
-    os.environ |= {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_NO_USAGE_STATS": "1",
-        "TORCH_COMPILE_DISABLE": "1",
-    }
-    from vllm import LLM  # type: ignore[import-not-found]
+def by_library(options: EngineOptions) -> Say:
+    """vLLM as one calls it from Python, told what our engine tells it."""
+    os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+    set_environment()
+    # Not installed where the types are checked: its pins exclude a current torch.
+    from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
 
-    return LLM(
-        model=options.model,
-        skip_tokenizer_init=True,
-        dtype=options.dtype,
-        max_model_len=options.max_context,
-        max_num_seqs=options.max_episodes,
-        enable_chunked_prefill=False,
-        max_num_batched_tokens=8192,
-        kv_cache_memory_bytes=options.kv_cache_bytes,
-        block_size=32,
-        logprobs_mode="processed_logprobs",
-        generation_config="vllm",
-        enforce_eager=True,
-        seed=0,
-    )
+    library = LLM(**engine_arguments(options))
 
-
-def generate(
-    library: Any,
-    prompts: Sequence[list[int]],
-    lengths: Sequence[list[int]],
-    tools: Sequence[list[float]],
-    observation: list[int],
-) -> None:
-    from vllm import SamplingParams
-
-    transcripts = [list(prompt) for prompt in prompts]
-    for turn in range(len(lengths[0])):
+    def say(transcripts: Sequence[list[int]], lengths: Sequence[int]) -> list[Sequence[int]]:
         samplings = [
-            SamplingParams(
-                max_tokens=turns[turn],
-                ignore_eos=True,
-                logprobs=0,
-                seed=i,
-                detokenize=False,
-            )
-            for i, turns in enumerate(lengths)
+            SamplingParams(max_tokens=n, ignore_eos=True, logprobs=0, seed=i, detokenize=False)
+            for i, n in enumerate(lengths)
         ]
-        said = library.generate(
-            [{"prompt_token_ids": ids} for ids in transcripts], samplings, use_tqdm=False
-        )
-        for ids, output in zip(transcripts, said, strict=True):
-            ids += [*output.outputs[0].token_ids, *observation]
-        if turn < len(tools[0]):
-            time.sleep(max(slow[turn] for slow in tools))
+        prompts = [{"prompt_token_ids": ids} for ids in transcripts]
+        said = library.generate(prompts, samplings, use_tqdm=False)
+        return [output.outputs[0].token_ids for output in said]
+
+    return say
+
+
+def by_engine(agent: VllmAgent) -> Say:
+    """Our engine, which generates for whoever is asked."""
+
+    def say(transcripts: Sequence[list[int]], lengths: Sequence[int]) -> list[Sequence[int]]:
+        asked = enumerate(zip(transcripts, lengths, strict=True))
+        agent.submit([TurnRequest(i, ids, n, i) for i, (ids, n) in asked])
+        said: dict[int, Sequence[int]] = {}
+        while len(said) < len(transcripts):
+            said |= {turn.episode: turn.token_ids for turn in agent.advance()}
+        return [said[i] for i in range(len(transcripts))]
+
+    return say
 
 
 def lockstep(
-    agent: VllmAgent,
+    say: Say,
     prompts: Sequence[list[int]],
     lengths: Sequence[list[int]],
     tools: Sequence[list[float]],
@@ -175,14 +154,9 @@ def lockstep(
 ) -> None:
     transcripts = [list(prompt) for prompt in prompts]
     for turn in range(len(lengths[0])):
-        agent.submit(
-            [TurnRequest(i, ids, lengths[i][turn], i) for i, ids in enumerate(transcripts)]
-        )
-        speaking = len(prompts)
-        while speaking:
-            for said in agent.advance():
-                transcripts[said.episode] += [*said.token_ids, *observation]
-                speaking -= 1
+        said = say(transcripts, [turns[turn] for turns in lengths])
+        for transcript, ids in zip(transcripts, said, strict=True):
+            transcript += [*ids, *observation]
         if turn < len(tools[0]):
             time.sleep(max(slow[turn] for slow in tools))
 
