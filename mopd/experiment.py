@@ -295,6 +295,12 @@ class _Checkpoints(TrainerCallback):
     def __init__(self, folder: RunFolder, keep: int) -> None:
         self._folder, self._keep = folder, keep
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:  # what a run left that was killed while it saved
+            shutil.rmtree(str(args.output_dir), ignore_errors=True)
+
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return

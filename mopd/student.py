@@ -162,6 +162,7 @@ def blend_teacher(student: PeftModel, rate: float) -> None:
 def save_adapter(student: PeftModel, path: Path) -> None:
     """Write the student's adapter where PEFT and vLLM expect one."""
     aside = path.with_name(path.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
     student.save_pretrained(str(aside), selected_adapters=[STUDENT])
     shutil.rmtree(path, ignore_errors=True)
     (aside / STUDENT).rename(path)

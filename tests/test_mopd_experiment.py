@@ -176,6 +176,9 @@ def test_killed_inside_step_7_and_resumed_a_run_equals_one_that_nothing_disturbe
     half = folder / "checkpoints" / "partial" / "checkpoint-9"
     half.mkdir(parents=True)
     (half / "optimizer.pt").write_bytes(b"PK half")
+    (folder / "adapter.partial").mkdir()
+    for unfinished in (half, folder / "adapter.partial"):
+        (unfinished / "README.md").touch()  # PEFT would read it, and complain
     with RunFolder(folder).metrics_path.open("a") as file:
         file.write('{"step": 7, "lo')
 
