@@ -1,18 +1,15 @@
 """The pocket student's recipe: what its demonstrators play is what the environments would see."""
 
-import math
 import random
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
-import torch
 
 import envs
 from agents.chat import Chat
 from agents.pocket import TAUGHT
 from agents.pocket.demonstrators import DEMONSTRATORS, Demonstrator
-from agents.pocket.train import COURSES, MAX_TOKENS, Example, make_example, weighted_loss
+from agents.pocket.train import CONTEXTS, MAX_TOKENS, make_example
 from envs.types import Message, Task
 from mopd.config import ModelSection
 from mopd.student import load_tokenizer
@@ -79,7 +76,7 @@ def test_no_held_out_task_is_drawn(demonstrator: Demonstrator) -> None:
 def test_only_what_the_agent_says_has_the_full_weight(demonstrator: Demonstrator) -> None:
     chat = Chat(load_tokenizer(ModelSection()), demonstrator.env.schemas())
     rng = random.Random(1)
-    for kind in COURSES[0].contexts:
+    for kind in CONTEXTS:
         examples = (make_example(rng, demonstrator, chat, kind) for _ in range(9))
         example = next(example for example in examples if example is not None)
         own = [t for t, w in zip(example.ids, example.weights, strict=True) if w == 1]
@@ -88,42 +85,3 @@ def test_only_what_the_agent_says_has_the_full_weight(demonstrator: Demonstrator
         assert "<|im_start|>" not in text
         assert "result:" not in text  # a peer's
         assert len(example.ids) <= MAX_TOKENS
-
-
-def test_where_the_agent_leaves_a_failed_peers_path_the_peers_next_token_is_avoided(
-    demonstrator: Demonstrator,
-) -> None:
-    chat = Chat(load_tokenizer(ModelSection()), demonstrator.env.schemas())
-    rng = random.Random(1)
-    avoided = 0
-    for kind in COURSES[0].contexts:
-        examples = (make_example(rng, demonstrator, chat, kind) for _ in range(9))
-        for example in filter(None, examples):
-            alone = "F" in kind and "S" not in kind
-            assert len(example.avoided) <= (kind.count("F") if alone else 0)
-            avoided += len(example.avoided)
-            for position, token in example.avoided:
-                assert example.ids[position] != token
-                assert example.weights[position] == 1  # the agent's own choice
-    assert avoided > 18  # of 36 failures alone; a few tasks have one reading only
-
-
-def test_the_loss_is_cross_entropy_and_the_unlikelihood_of_what_is_avoided() -> None:
-    def forward(input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
-        odds = torch.tensor([1.0, 3.0, 4.0]).log()  # chances 1/8, 3/8, 1/2 of each next token
-        return SimpleNamespace(logits=odds.expand(*input_ids.shape, 3))
-
-    free = Example([0, 1, 2], [0.0, 0.5, 1.0])
-    assert weighted_loss(forward, [free], 10).item() == pytest.approx(
-        (0.5 * math.log(8 / 3) + math.log(2)) / 1.5
-    )
-    warned = Example([0, 1, 2], [0.0, 0.5, 1.0], avoided=((2, 1),))
-    assert weighted_loss(forward, [warned], 10).item() == pytest.approx(
-        (0.5 * math.log(8 / 3) + math.log(2) + 10 * math.log(8 / 5)) / 1.5
-    )
-
-
-def test_the_courses_fill_the_recipe() -> None:
-    assert sum(course.share for course in COURSES) == pytest.approx(1)
-    for course in COURSES:
-        assert sum(course.contexts.values()) == pytest.approx(1)

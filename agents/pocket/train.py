@@ -31,30 +31,9 @@ from mopd.prompts import teacher_prompt_ids
 
 CONTROL = ("<|pad|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>")
 VOCABULARY = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Course:
-    """A part of the recipe, with learning rates that fall from its start to its end.
-
-    `contexts` is what a prompt shows (S: a successful peer, F: a failed one, b: feedback), and
-    how often; `avoid` the loss weight of what a failed peer did, where no successful one is shown.
-    """
-
-    share: float  # of all batches
-    rate: float  # of the learning rates
-    bare: float  # at first, in place of the contexts: a prompt without peers; none after a quarter
-    contexts: dict[str, float]
-    avoid: float
-
-
-# To follow a success comes first: taught from the start, to avoid a failure stands in its way.
-COURSES = (
-    Course(5 / 6, 1.0, 0.6, {"": 0.38, "S": 0.09, "SS": 0.06, "SF": 0.09, "SSF": 0.20,
-                             "F": 0.11, "FF": 0.02, "Fb": 0.03, "b": 0.02}, avoid=0.0),
-    Course(1 / 6, 0.4, 0.0, {"": 0.32, "S": 0.08, "SS": 0.05, "SF": 0.07, "SSF": 0.16,
-                             "F": 0.23, "FF": 0.04, "Fb": 0.03, "b": 0.02}, avoid=10.0),
-)  # fmt: skip
+# What a prompt shows (S: a successful peer, F: a failed one, b: feedback), and how often.
+CONTEXTS = {"": 0.38, "S": 0.09, "SS": 0.06, "SF": 0.09, "SSF": 0.20, "F": 0.11, "FF": 0.02,
+            "Fb": 0.03, "b": 0.02}  # fmt: skip
 GUESSED = 0.7  # of the prompts with a successful peer: its reading is random
 CRISP = 0.6  # of those with failures alone: a task of level 1, where to avoid them is to solve it
 MAX_TOKENS = 1100
@@ -64,11 +43,10 @@ OWN, PROMPT = 1.0, 0.3  # loss weights: the agent's tokens, the task with its ev
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Token ids, the weight of each in the loss, and what must not come: (position, token id)."""
+    """Token ids, and the weight of each token in the loss."""
 
     ids: list[int]
     weights: list[float]
-    avoided: tuple[tuple[int, int], ...] = ()
 
 
 def main() -> None:
@@ -76,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m agents.pocket.train", description=__doc__)
     parser.add_argument("--out", type=Path, default=PATH, help="folder (default: the package's)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=8500, help="batches of 3,072 tokens")
+    parser.add_argument("--steps", type=int, default=8200, help="batches of 3,072 tokens")
     args = parser.parse_args()
     torch.set_num_threads(1)  # a model this small is slower on two
     torch.manual_seed(args.seed)
@@ -90,10 +68,7 @@ def main() -> None:
     # Compiled, it is a third faster than torch's fused attention.
     model.set_attn_implementation("eager")
     print(f"{model.num_parameters():,} parameters, vocabulary {len(tokenizer)}", flush=True)
-    forward = torch.compile(model, dynamic=True)
-    rng = random.Random(args.seed + 1)
-    for course in COURSES:
-        train(model, forward, chats, rng, course, round(args.steps * course.share))
+    train(model, chats, random.Random(args.seed + 1), args.steps)
     tokenizer.save_pretrained(args.out)
     model.bfloat16().save_pretrained(args.out)
 
@@ -190,30 +165,14 @@ def make_example(
     ids = list(teacher_prompt_ids(messages, context, PromptSection(), chat).token_ids)
     head = len(chat.encode(chat.render(messages[:1]))) - 3  # constant text teaches nothing
     weights = [0.0] * head + [PROMPT] * (len(ids) - head)
-    hand = rng.random()  # one for all paths, so that they differ only by what was read
-    path, path_weights = _path(chat, demonstrator.act(random.Random(hand), task, target))
-    avoided = []
-    for reading in dict.fromkeys(shown[: kind.count("F")] if only_failures else ()):
-        failed, _ = _path(chat, demonstrator.act(random.Random(hand), task, reading))
-        fork = next((i for i, (a, b) in enumerate(zip(path, failed, strict=False)) if a != b), None)
-        if fork is not None:
-            avoided.append((len(ids) + fork, failed[fork]))
-    example = Example(ids + path, weights + path_weights, tuple(avoided))
-    return example if len(example.ids) <= MAX_TOKENS else None
-
-
-def _path(chat: Chat, messages: Sequence[Message]) -> tuple[list[int], list[float]]:
-    """The ids of what follows the prompt, and their weights."""
-    ids: list[int] = []
-    weights: list[float] = []
-    for message in messages:
+    for message in demonstrator.act(rng, task, target):
         if message.role == "tool":
             piece, weight = chat.continuation_ids([message]), 0.0
         else:
             piece, weight = [*chat.encode(assistant_text(message)), chat.eos_id], OWN
         ids += piece
         weights += [weight] * len(piece)
-    return ids, weights
+    return Example(ids, weights) if len(ids) <= MAX_TOKENS else None
 
 
 def assistant_text(message: Message) -> str:
@@ -257,12 +216,7 @@ def _peer(task: Task, messages: tuple[Message, ...]) -> Trajectory:
 
 
 def train(
-    model: Qwen3ForCausalLM,
-    forward: Callable[..., Any],
-    chats: dict[Demonstrator, Chat],
-    rng: random.Random,
-    course: Course,
-    steps: int,
+    model: Qwen3ForCausalLM, chats: dict[Demonstrator, Chat], rng: random.Random, steps: int
 ) -> None:
     """Weighted next-token prediction; Muon on matrices, AdamW on embeddings and norms."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
@@ -271,14 +225,15 @@ def train(
         torch.optim.Muon(matrices, lr=5e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0),
     )
-    rates = [course.rate * optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    forward = torch.compile(model, dynamic=True)
     tokens, losses = 0, []
-    for step, batch in enumerate(batches(rng, chats, course, steps), start=1):
+    for step, batch in enumerate(batches(rng, chats, steps), start=1):
         share = step / steps
         factor = min(1.0, step / 60) * min(1.0, max(0.02, (1 - share) / 0.85))
         for optimizer, rate in zip(optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * factor
-        loss = weighted_loss(forward, batch, course.avoid)
+        loss = weighted_loss(forward, batch)
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call] # torch's own
@@ -307,16 +262,16 @@ def digest(model: torch.nn.Module) -> str:
 
 
 def batches(
-    rng: random.Random, chats: dict[Demonstrator, Chat], course: Course, steps: int
+    rng: random.Random, chats: dict[Demonstrator, Chat], steps: int
 ) -> Iterator[list[Example]]:
     """`steps` batches of examples of like length; peers come in over the first quarter."""
     done = 0
     while done < steps:
-        bare = course.bare * max(0.0, 1 - done / steps / 0.25)
+        bare = 0.6 * max(0.0, 1 - done / steps / 0.25)
         pool: list[Example] = []
         while len(pool) < 160:
             demonstrator = rng.choice(list(chats))
-            kind = rng.choices(list(course.contexts), list(course.contexts.values()))[0]
+            kind = rng.choices(list(CONTEXTS), list(CONTEXTS.values()))[0]
             kind = "" if rng.random() < bare else kind
             example = make_example(rng, demonstrator, chats[demonstrator], kind)
             if example is not None:
@@ -335,26 +290,15 @@ def batches(
             yield group
 
 
-def weighted_loss(forward: Callable[..., Any], batch: list[Example], avoid: float) -> torch.Tensor:
-    """Mean cross-entropy of the next token, weighted; right-padded, padding weighs nothing.
-
-    To it comes, with the weight `avoid`, -log(1 - p) of what must not come, p being its
-    probability: the unlikelihood of Welleck et al. 2020 (arXiv 1908.04319). Cross-entropy alone
-    never says what was avoided; with it alone, failures were repeated.
-    """
+def weighted_loss(forward: Callable[..., Any], batch: list[Example]) -> torch.Tensor:
+    """Mean cross-entropy of the next token, weighted; right-padded, padding weighs nothing."""
     length = max(len(e.ids) for e in batch)
     ids = torch.tensor([e.ids + [0] * (length - len(e.ids)) for e in batch])
     weights = torch.tensor([e.weights + [0.0] * (length - len(e.ids)) for e in batch])[:, 1:]
     with torch.autocast("cpu", torch.bfloat16):
         logits = forward(input_ids=ids, use_cache=False).logits[:, :-1]
     losses = functional.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")
-    total = (losses * weights).sum()
-    avoided = [(row, at - 1, token) for row, e in enumerate(batch) for at, token in e.avoided]
-    if avoid and avoided:
-        rows, positions, tokens = (list(column) for column in zip(*avoided, strict=True))
-        chances = logits[rows, positions].float().softmax(-1)[range(len(tokens)), tokens]
-        total = total - avoid * torch.log1p(-chances.clamp(max=1 - 1e-4)).sum()
-    return total / weights.sum()
+    return (losses * weights).sum() / weights.sum()
 
 
 if __name__ == "__main__":
