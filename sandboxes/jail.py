@@ -67,7 +67,8 @@ class JailBackend:
                 os.close(tell)
             try:
                 link.place(json.load(info)["child-pid"])
-            except ValueError:  # bwrap ended before it had a child
+            except ValueError:  # bwrap ended before it told of its child
+                link.kill_orphans()  # which waits for a killed bwrap forever, holding its stderr
                 complaint = link.complaint()
                 link.end()
                 raise Unavailable(_cure(complaint)) from None

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -74,6 +75,13 @@ class Spawned:
         assert self._popen.stderr is not None
         text = self._popen.stderr.read().decode("utf-8", "replace").strip()
         return text[-2000:] or f"exit code {self._popen.wait()}"
+
+    def kill_orphans(self) -> None:
+        """Kill what a command left that ended before it had started the runner.
+
+        It is not waited for yet, so the number of its process group is nobody else's.
+        """
+        os.killpg(self._popen.pid, signal.SIGKILL)
 
     def out_of_memory_kills(self) -> int:
         """How often the kernel killed a process of the runner's group for want of memory."""
