@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,17 @@ def test_a_bwrap_that_is_killed_before_it_tells_of_its_child_is_unavailable_and_
     with pytest.raises(Unavailable, match=f"exit code -{signal.SIGKILL:d}"):
         JailBackend().launch(Limits(), Policy(), 1)
     child = Path("/proc", (tmp_path / "child").read_text().strip(), "stat")
-    assert not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z"
+    deadline = time.monotonic() + 30  # it closes its stderr before it is quite dead
+    while _lives(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _lives(stat: Path) -> bool:
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_a_bwrap_that_refuses_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
