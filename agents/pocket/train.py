@@ -3,7 +3,8 @@
 Nothing here knows a task's answer. Transcripts come from the noisy demonstrators, and so do the
 peers in a prompt: in most of the prompts with a successful peer even the "success" is a random
 reading, so what can be learnt is to follow successful peers and to avoid failed ones, not the
-answers. Only train families are seen. Equal seeds give equal weights on one machine.
+answers. A failed peer is one that really fails. Only train families are seen. Equal seeds give
+equal weights on one machine.
 """
 
 import argparse
@@ -35,6 +36,8 @@ VOCABULARY = 1024
 CONTEXTS = {"": 0.38, "S": 0.09, "SS": 0.06, "SF": 0.09, "SSF": 0.20, "F": 0.11, "FF": 0.02,
             "Fb": 0.03, "b": 0.02}  # fmt: skip
 GUESSED = 0.7  # of the prompts with a successful peer: its reading is random
+SLIPS = 0.25  # of the same: the agent departs from that reading in one phrase, and goes on with it
+OVERLONG = 0.35  # of the failures beside a success: its transcript with a call too many
 CRISP = 0.6  # of those with failures alone: a task of level 1, where to avoid them is to solve it
 MAX_TOKENS = 1100
 BATCH_TOKENS = 3072
@@ -147,32 +150,85 @@ def build_model(vocabulary: int) -> Qwen3ForCausalLM:
 def make_example(
     rng: random.Random, demonstrator: Demonstrator, chat: Chat, kind: str
 ) -> Example | None:
-    """One episode with the evidence that `kind` names; None where it is too long."""
+    """One episode with the evidence that `kind` names.
+
+    None where it is too long, or where a task can be read in no way but those that have failed.
+    """
     only_failures = "F" in kind and "S" not in kind
     crisp = only_failures and rng.random() < CRISP
     task = demonstrator.draw_at(rng, 1) if crisp else demonstrator.draw(rng)
-    target, shown = _readings(rng, demonstrator, task, kind)
+    target, shown = read_target_and_failures(rng, demonstrator, task, kind)
+    if {"F", "b"} & {*kind} and target in shown:
+        return None
     context = PeerContext(
         successes=tuple(
             _peer(task, demonstrator.act(rng, task, target)) for _ in range(kind.count("S"))
         ),
         failures=tuple(
-            _peer(task, demonstrator.act(rng, task, r)) for r in shown[: kind.count("F")]
+            _peer(task, failed(rng, demonstrator, task, r, target if "S" in kind else None))
+            for r in shown[: kind.count("F")]
         ),
         feedback=demonstrator.feedback(task, shown[-1]) if "b" in kind else "",
     )
     messages = [Message("system", demonstrator.env.system_prompt), Message("user", task.prompt)]
-    ids = list(teacher_prompt_ids(messages, context, PromptSection(), chat).token_ids)
+    ids = teacher_prompt_ids(messages, context, PromptSection(), chat).token_ids
     head = len(chat.encode(chat.render(messages[:1]))) - 3  # constant text teaches nothing
-    weights = [0.0] * head + [PROMPT] * (len(ids) - head)
-    for message in demonstrator.act(rng, task, target):
+    seed = rng.getrandbits(32)
+    response = _response(chat, demonstrator.act(random.Random(seed), task, target))
+    if "S" in kind and rng.random() < SLIPS:
+        slip = _with_one_changed(rng, demonstrator, task, target)
+        if "F" not in kind or slip not in shown:  # else it would be learnt to copy the failure
+            said = _response(chat, demonstrator.act(random.Random(seed), task, slip))
+            response = without_departure(said, response)
+    weights = [0.0] * head + [PROMPT] * (len(ids) - head) + response.weights
+    example = Example([*ids, *response.ids], weights)
+    return example if len(example.ids) <= MAX_TOKENS else None
+
+
+def failed(
+    rng: random.Random,
+    demonstrator: Demonstrator,
+    task: Task,
+    wrong: Reading,
+    right: Reading | None,
+) -> tuple[Message, ...]:
+    """The transcript of a failure: wrong from the first, or `right` with a call too many.
+
+    A model that has seen the former only takes the latter, which its own training brings about,
+    for a way to go on: two peers agree up to there.
+    """
+    messages = demonstrator.act(rng, task, wrong)
+    calls = [i for i, message in enumerate(messages) if message.tool_calls]
+    if right is None or not calls or rng.random() >= OVERLONG:
+        return messages
+    at = rng.choice(calls)
+    return (*demonstrator.act(rng, task, right)[:-1], *messages[at : at + 2], messages[-1])
+
+
+def _response(chat: Chat, messages: Sequence[Message]) -> Example:
+    """The agent's part of an episode, with what it observes."""
+    ids: list[int] = []
+    weights: list[float] = []
+    for message in messages:
         if message.role == "tool":
             piece, weight = chat.continuation_ids([message]), 0.0
         else:
             piece, weight = [*chat.encode(assistant_text(message)), chat.eos_id], OWN
         ids += piece
         weights += [weight] * len(piece)
-    return Example(ids, weights) if len(ids) <= MAX_TOKENS else None
+    return Example(ids, weights)
+
+
+def without_departure(said: Example, meant: Example) -> Example:
+    """`said`, where the token that first departs from `meant` weighs nothing.
+
+    So the model learns to go on from a mistake as it is, and not to make it. A teacher that has
+    learnt this blames a mistake where it is made and nothing that follows from it.
+    """
+    for i, (token, other) in enumerate(zip(said.ids, meant.ids, strict=False)):
+        if token != other:
+            return Example(said.ids, [*said.weights[:i], 0.0, *said.weights[i + 1 :]])
+    return said
 
 
 def assistant_text(message: Message) -> str:
@@ -184,7 +240,7 @@ def assistant_text(message: Message) -> str:
     return "\n".join(part for part in (message.content, *calls) if part)
 
 
-def _readings(
+def read_target_and_failures(
     rng: random.Random, demonstrator: Demonstrator, task: Task, kind: str
 ) -> tuple[Reading, list[Reading]]:
     """What the target and the successful peers read, and what each failed one read."""
@@ -196,9 +252,23 @@ def _readings(
         return target, list(wrong)
     if not kind:
         return demonstrator.read(rng, task), []
-    # Failures only: the demonstrator reads again until it reads something else.
-    shown = [demonstrator.read(rng, task) for _ in range(failures)]
+    # Failures only: none of them is right, as a verifier would have it.
+    right = tuple(next(iter(belief)) for belief in demonstrator.beliefs(task))
+    shown = [_other_than(rng, demonstrator, task, {right}) for _ in range(failures)]
     return _other_than(rng, demonstrator, task, set(shown)), shown
+
+
+def _with_one_changed(
+    rng: random.Random, demonstrator: Demonstrator, task: Task, reading: Reading
+) -> Reading:
+    """One phrase read otherwise, by belief; the same where it can mean one thing only."""
+    at = rng.randrange(len(reading))
+    belief = demonstrator.beliefs(task)[at]
+    others = [meaning for meaning in belief if meaning != reading[at]]
+    if not others:
+        return reading
+    other = rng.choices(others, [belief[meaning] for meaning in others])[0]
+    return (*reading[:at], other, *reading[at + 1 :])
 
 
 def _other_than(
