@@ -2,10 +2,16 @@
 
 import importlib.util
 import os
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """Let what tests start hear Ctrl-C: whoever is a shell's background job is born deaf to it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

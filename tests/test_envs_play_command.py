@@ -251,8 +251,8 @@ class Terminal:
         os.close(theirs)
         self.shown = ""
 
-    def wait_for(self, text: str) -> None:
-        while text not in self.shown:
+    def wait_for(self, text: str, times: int = 1, end: str | None = None) -> None:
+        while self.shown.count(text) < times and (end is None or end not in self.shown):
             assert select.select([self._ours], [], [], 60)[0], f"only {self.shown!r} after 60 s"
             self.shown += os.read(self._ours, 4096).decode()
 
@@ -308,13 +308,16 @@ def test_a_person_at_a_terminal_can_leave_at_any_time(terminal, leave):
 
 def test_a_model_at_a_terminal_waits_for_enter(terminal):
     session = terminal()
-    session.wait_for("[Enter: next turn, Ctrl-C: stop] ")
+    pause, end = "[Enter: next turn, Ctrl-C: stop] ", "reference: 3"
+    turns = 1
+    session.wait_for(pause)
     assert "agent calls calculate" in session.shown
-    assert "calculate -> 3" not in session.shown
-    session.type("\n")
-    session.wait_for("calculate -> 3")
-    session.type("\n")
-    session.wait_for("reference: 3")
+    while end not in session.shown:
+        assert session.shown.endswith(pause)
+        assert session.shown.count("\nagent") == turns
+        session.type("\n")
+        turns += 1
+        session.wait_for(pause, turns, end)
     assert session.end() == 0
 
 
