@@ -1,10 +1,10 @@
 """`python -m agents.pocket.train`: the recipe that made the pocket student, from nothing.
 
-Nothing here knows a task's answer. Transcripts come from the noisy demonstrators, and so do the
+Nobody here acts on a task's answer. Transcripts come from the noisy demonstrators, and so do the
 peers in a prompt: in most of the prompts with a successful peer even the "success" is a random
 reading, so what can be learnt is to follow successful peers and to avoid failed ones, not the
-answers. A failed peer is one that really fails. Only train families are seen. Equal seeds give
-equal weights on one machine.
+answers. Failures without a success beside them are real ones. Only train families are seen. Equal
+seeds give equal weights on one machine.
 """
 
 import argparse
@@ -36,7 +36,7 @@ VOCABULARY = 1024
 CONTEXTS = {"": 0.38, "S": 0.09, "SS": 0.06, "SF": 0.09, "SSF": 0.20, "F": 0.11, "FF": 0.02,
             "Fb": 0.03, "b": 0.02}  # fmt: skip
 GUESSED = 0.7  # of the prompts with a successful peer: its reading is random
-SLIPS = 0.25  # of the same: the agent departs from that reading in one phrase, and goes on with it
+SLIPS = 0.25  # of the same prompts: the agent departs in one phrase, and goes on from there
 OVERLONG = 0.35  # of the failures beside a success: its transcript with a call too many
 CRISP = 0.6  # of those with failures alone: a task of level 1, where to avoid them is to solve it
 MAX_TOKENS = 1100
@@ -158,7 +158,7 @@ def make_example(
     crisp = only_failures and rng.random() < CRISP
     task = demonstrator.draw_at(rng, 1) if crisp else demonstrator.draw(rng)
     target, shown = read_target_and_failures(rng, demonstrator, task, kind)
-    if {"F", "b"} & {*kind} and target in shown:
+    if target in shown:
         return None
     context = PeerContext(
         successes=tuple(
@@ -177,7 +177,7 @@ def make_example(
     response = _response(chat, demonstrator.act(random.Random(seed), task, target))
     if "S" in kind and rng.random() < SLIPS:
         slip = _with_one_changed(rng, demonstrator, task, target)
-        if "F" not in kind or slip not in shown:  # else it would be learnt to copy the failure
+        if slip not in shown:  # else it would be learnt to copy the failure
             said = _response(chat, demonstrator.act(random.Random(seed), task, slip))
             response = without_departure(said, response)
     weights = [0.0] * head + [PROMPT] * (len(ids) - head) + response.weights
@@ -190,19 +190,19 @@ def failed(
     demonstrator: Demonstrator,
     task: Task,
     wrong: Reading,
-    right: Reading | None,
+    success: Reading | None,
 ) -> tuple[Message, ...]:
-    """The transcript of a failure: wrong from the first, or `right` with a call too many.
+    """The transcript of a failure: `wrong` throughout, or the success with a call of it too many.
 
     A model that has seen the former only takes the latter, which its own training brings about,
     for a way to go on: two peers agree up to there.
     """
     messages = demonstrator.act(rng, task, wrong)
     calls = [i for i, message in enumerate(messages) if message.tool_calls]
-    if right is None or not calls or rng.random() >= OVERLONG:
+    if success is None or not calls or rng.random() >= OVERLONG:
         return messages
     at = rng.choice(calls)
-    return (*demonstrator.act(rng, task, right)[:-1], *messages[at : at + 2], messages[-1])
+    return (*demonstrator.act(rng, task, success)[:-1], *messages[at : at + 2], messages[-1])
 
 
 def _response(chat: Chat, messages: Sequence[Message]) -> Example:
@@ -244,12 +244,13 @@ def read_target_and_failures(
     rng: random.Random, demonstrator: Demonstrator, task: Task, kind: str
 ) -> tuple[Reading, list[Reading]]:
     """What the target and the successful peers read, and what each failed one read."""
-    failures = max(kind.count("F") + kind.count("b"), 1)
+    failures = kind.count("F") + kind.count("b")
     if "S" in kind:
         draw = demonstrator.guess if rng.random() < GUESSED else demonstrator.read
         target = draw(rng, task)
-        wrong = (_other_than(rng, demonstrator, task, {target}) for _ in range(failures))
-        return target, list(wrong)
+        # One is drawn even where none is shown: the shipped weights come from these draws.
+        wrong = [_other_than(rng, demonstrator, task, {target}) for _ in range(max(failures, 1))]
+        return target, wrong[:failures]
     if not kind:
         return demonstrator.read(rng, task), []
     # Failures only: none of them is right, as a verifier would have it.
